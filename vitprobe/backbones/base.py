@@ -1,0 +1,208 @@
+"""What every backbone can be asked: run it, where its tokens are, which module to watch, its attention rows."""
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vitprobe.errors import ArgumentError, RecordingError
+from vitprobe.tokens import TokenLayout
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Say exactly which model a result came from; stored in every checkpoint and result."""
+
+    name: str
+    """What the user asked for, e.g. ``dinov2-l14``."""
+    library: str
+    """``timm``, ``open_clip`` or ``vitprobe`` (organisms)."""
+    architecture: str
+    """The library's name of the architecture."""
+    weights: str
+    """Pretrained tag, file name, ``random (seed 0)`` or ``planted (seed 0)``."""
+    digest: str
+    """sha256 of the parameters and buffers as they are used, after any resizing."""
+    image_size: tuple[int, int]
+    """(height, width) in pixels."""
+    num_registers: int
+    paradigm: str = "unknown"
+    """``supervised``, ``text-supervised``, ``self-supervised``, ``planted`` or ``unknown``."""
+
+    @property
+    def title(self) -> str:
+        """The name for a figure's title; says so where the weights are random or planted."""
+        made = self.weights.startswith(("random", "planted"))
+        return f"{self.name}, {self.weights.split(' (')[0]}" if made else self.name
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A model's own evaluation transform, with the numbers needed to undo its normalisation."""
+
+    apply: Callable[..., Tensor]
+    """PIL image -> (3, height, width) float tensor."""
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: object) -> Tensor:
+        return self.apply(image)
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Undo the normalisation: (B, 3, H, W) as the model sees it -> the same in [0, 1]."""
+        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
+        std = images.new_tensor(self.std).view(1, 3, 1, 1)
+        return (images * std + mean).clamp(0, 1)
+
+
+class Backbone(ABC):
+    """Wrap a vision tower so that probes need not know which library it came from.
+
+    Subclasses are final. A subclass states the layout of its tokens and the modules to watch; it refuses, by name,
+    what it cannot state, and checks its attention arithmetic once, when it is built (`check_attention`).
+    """
+
+    spec: ModelSpec
+    module: nn.Module
+    transform: Transform
+    num_blocks: int
+    num_heads: int
+    width: int
+    patch_size: tuple[int, int]
+    """(height, width) of a patch in pixels."""
+    final_norm: nn.Module | None
+    """The norm that all tokens pass after the last block, or None where only a pooled vector passes it."""
+
+    @abstractmethod
+    def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
+        """State the order of the tokens for images of (height, width); by default the size of `spec`."""
+
+    @property
+    @abstractmethod
+    def patch_embedding(self) -> nn.Module:
+        """The module whose output is the patch embedding, before positions and prefix tokens."""
+
+    @abstractmethod
+    def patch_tokens(self, output: Tensor) -> Tensor:
+        """Bring the output of `patch_embedding` to (B, P, D)."""
+
+    @abstractmethod
+    def patch_output(self, tokens: Tensor, like: Tensor) -> Tensor:
+        """Undo `patch_tokens`: bring (B, P, D) to the shape of the module's output ``like``."""
+
+    @abstractmethod
+    def block(self, index: int) -> nn.Module:
+        """The module whose input is `resid_pre` and whose output is `resid_post` of block ``index``, (B, T, D)."""
+
+    @abstractmethod
+    def attention(self, index: int) -> nn.Module:
+        """The module whose first argument is what attention of block ``index`` reads, (B, T, D)."""
+
+    @abstractmethod
+    def second_linear(self, index: int) -> nn.Module:
+        """The module whose input is the MLP's neurons of block ``index``, (B, T, N), and whose output the MLP's."""
+
+    @abstractmethod
+    def query_key_modules(self, index: int) -> tuple[nn.Module, nn.Module] | None:
+        """The modules whose outputs are the queries and keys, (B, H, T, d), used in block ``index``; None if hidden."""
+
+    @abstractmethod
+    def query_key_value(self, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values, each (B, H, T, d), from what attention of block ``index`` reads."""
+
+    @abstractmethod
+    def project_heads(self, index: int, heads: Tensor, x: Tensor) -> Tensor:
+        """Bring pattern times values, (B, H, T, d), to the attention module's own output, (B, T, D).
+
+        ``x`` is what attention read, for models that gate their output by it.
+        """
+
+    def attention_rows(self, index: int, x: Tensor, queries: Sequence[int]) -> Tensor:
+        """Compute rows of the pattern of block ``index`` from what attention reads: (B, T, D) -> (B, H, Q, T) float32."""
+        q, k, _ = self.query_key_value(index, x)
+        return pattern_rows(q, k, queries)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Run the tower as its library does: (B, 3, height, width) -> its pooled output."""
+        return self.module(images)
+
+    def check_block(self, index: int) -> int:
+        """Return ``index`` if it names a block. Raises `ArgumentError` otherwise."""
+        if not 0 <= index < self.num_blocks:
+            raise ArgumentError(f"got block {index}; {self.spec.name} has blocks 0 to {self.num_blocks - 1}")
+        return index
+
+    @torch.no_grad()
+    def check_attention(self, *, tolerance: float = 1e-4) -> None:
+        """Check that rows times values, projected, equal the attention module's own output, in the outer blocks.
+
+        Raises `RecordingError` where they do not: a library has changed under vitprobe, or the model is no plain ViT.
+        """
+        device = next(self.module.parameters()).device
+        x = torch.randn(1, 7, self.width, generator=torch.Generator().manual_seed(0)).to(device)
+        for index in sorted({0, self.num_blocks - 1}):
+            _, _, v = self.query_key_value(index, x)
+            heads = self.attention_rows(index, x, range(7)) @ v
+            own = self.run_attention(index, x)
+            error = ((self.project_heads(index, heads, x) - own).abs().max() / own.abs().max().clamp_min(1e-6)).item()
+            if not error < tolerance:
+                raise RecordingError(
+                    f"attention of block {index} of {self.spec.name}, recomputed, differs from the model's own by a "
+                    f"relative {error:.1g}; its attention is not of a kind that vitprobe can read"
+                )
+
+    def run_attention(self, index: int, x: Tensor) -> Tensor:
+        """Run the attention module of block ``index`` on what it reads, (B, T, D) -> (B, T, D)."""
+        return self.attention(index)(x)
+
+
+def pattern_rows(q: Tensor, k: Tensor, queries: Sequence[int]) -> Tensor:
+    """Compute softmax(q k' / sqrt(d)) for the asked-for queries: (B, H, T, d) twice -> (B, H, Q, T), in float32."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    with torch.autocast(q.device.type, enabled=False):
+        rows = q[:, :, list(queries)].float() * scale  # (B, H, Q, d)
+        return (rows @ k.float().transpose(-2, -1)).softmax(dim=-1)  # (B, H, Q, T)
+
+
+def absorbed_rows(x: Tensor, queries: Sequence[int], *, weight: Tensor, bias: Tensor | None, num_heads: int) -> Tensor:
+    """Compute rows of the pattern without any keys: x (B, T, D), in-projection weight (3D, D) -> (B, H, Q, T) float32.
+
+    The key projection is absorbed into the queries, u = q W_k, so that scores = u x'; the key bias adds one number to a
+    whole row, which softmax ignores. Costs Q·H·D·T instead of D·D·T multiplications: cheaper while Q < d.
+    """
+    width = x.shape[-1]
+    dim = width // num_heads
+    with torch.autocast(x.device.type, enabled=False):
+        x, weight = x.float(), weight.float()
+        q = nn.functional.linear(x[:, list(queries)], weight[:width], None if bias is None else bias[:width].float())
+        q = q.unflatten(-1, (num_heads, dim)) / math.sqrt(dim)  # (B, Q, H, d)
+        w_k = weight[width : 2 * width].unflatten(0, (num_heads, dim))  # (H, d, D)
+        u = torch.einsum("bqhd,hde->bhqe", q, w_k)  # (B, H, Q, D)
+        scores = u.flatten(1, 2) @ x.transpose(1, 2)  # (B, H*Q, T)
+        return scores.unflatten(1, (num_heads, -1)).softmax(dim=-1)  # (B, H, Q, T)
+
+
+def digest_module(module: nn.Module) -> str:
+    """Hash the parameters and buffers of a module, names, types and bytes, in the order of their names (sha256)."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().view(-1)
+        sha.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
+    return sha.hexdigest()
+
+
+def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
+    """Return the size if each side is a multiple of the patch; raises `ArgumentError` naming the nearest two that are."""
+    for side, patch, name in zip(image_size, patch_size, ("height", "width"), strict=True):
+        if side < patch or side % patch:
+            low = max(side // patch, 1) * patch
+            near = f"{low} or {low + patch}" if side > patch else f"{patch} or {2 * patch}"
+            raise ArgumentError(
+                f"got an image {name} of {side} px; it must be a multiple of the patch, {patch} px: {near}"
+            )
+    return image_size

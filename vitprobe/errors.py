@@ -1,0 +1,33 @@
+"""What goes wrong for a user, said in one line: what was got, what is allowed, what to do."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the command line returns to the shell."""
+
+    DONE = 0
+    PARTIAL = 1
+    """Some inputs could not be read; each is named on stderr and in the result."""
+    NOTHING = 2
+    """Nothing was done: a bad argument, no weights, no readable input."""
+
+
+class VitprobeError(Exception):
+    """A user's problem, not a bug: its message is one line that says what was got, what is allowed and what to do."""
+
+
+class ArgumentError(VitprobeError, ValueError):
+    """An argument has a value that is not allowed."""
+
+
+class InputError(VitprobeError):
+    """An input cannot be read, or no input is left to read."""
+
+
+class WeightsError(VitprobeError):
+    """Weights cannot be found, fetched, read or matched to the architecture."""
+
+
+class RecordingError(VitprobeError, RuntimeError):
+    """A recorder was asked for what the model cannot show, or a site did not fire."""

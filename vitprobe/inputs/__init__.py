@@ -1,0 +1,1 @@
+"""Read images: safe decoding, sources of many kinds, generated scenes."""
