@@ -1,0 +1,1 @@
+"""Draw results: one file of displays a probe. Displays never compute."""
