@@ -82,11 +82,14 @@ class Recorder:
         self.backbone = backbone
         self.sites = tuple(dict.fromkeys(sites))
         self._kept: dict[Site, Any] = {}
+        self._stack: ExitStack | None = None
         self._hooks: list[tuple[nn.Module, str, Callable]] = []
         for site in sorted(self.sites, key=lambda s: s.edit is None):  # edits first, so that others see their work
             self._hooks += self._resolve(site)
 
     def __enter__(self) -> "Recorder":
+        if self._stack is not None:  # a second set of hooks would outlive the first
+            raise RecordingError("this recorder is already entered; use a second Recorder inside it")
         self._kept = {}
         with ExitStack() as stack:
             for module, when, hook in self._hooks:
@@ -101,10 +104,11 @@ class Recorder:
 
     def __exit__(self, *_: object) -> None:
         self._kept = {}
-        self._stack.close()
+        stack, self._stack = self._stack, None
+        stack.close()
 
     def take(self) -> dict[Site, Any]:
-        """Return what the forward pass since the last call has left, and forget it. Raises where a site did not fire."""
+        """Return what the last forward pass has left, and forget it. Raises where a site did not fire."""
         silent = [site for site in self.sites if site.keep and site not in self._kept]
         if silent:
             names = ", ".join(f"{s.kind} of block {s.block}" if s.block is not None else s.kind for s in silent[:3])
@@ -167,8 +171,9 @@ class Recorder:
         backbone = self.backbone
         if site.kind == "attention_rows" and not site.queries:
             raise RecordingError("site attention_rows needs queries, the positions of the asking tokens")
-        if site.kind == "attention_rows" and (min(site.queries) < 0 or max(site.queries) >= self._num_tokens):
-            raise RecordingError(f"got query {max(site.queries)}; tokens are 0 to {self._num_tokens - 1}")
+        off = [query for query in site.queries if not 0 <= query < self._num_tokens]
+        if site.kind == "attention_rows" and off:
+            raise RecordingError(f"got query {off[0]}; tokens are 0 to {self._num_tokens - 1}")
         shown = backbone.query_key_modules(index)
         if site.kind in ("queries", "keys") and shown is not None:
             return [(shown[site.kind == "keys"], "after", self._output(site))]
@@ -186,7 +191,7 @@ class Recorder:
     def _rows(
         self, site: Site, index: int, shown: tuple[nn.Module, nn.Module] | None
     ) -> list[tuple[nn.Module, str, Callable]]:
-        """Compute rows from the model's own queries and keys where its modules show them, else from attention's input."""
+        """Compute rows from the model's own queries and keys where it shows them, else from attention's input."""
         held: dict[str, Tensor] = {}
 
         def hold_queries(_: nn.Module, __: tuple, output: Tensor) -> None:

@@ -95,7 +95,8 @@ class TokenLayout:
             patches = patches.narrow(dim, self.patches.start, self.num_patches)
         elif size != self.num_patches:
             raise ArgumentError(
-                f"got {size} tokens along axis {dim}; the layout has {self.num_patches} patches, {self.num_tokens} tokens"
+                f"got {size} tokens along axis {dim}; the layout has {self.num_patches} patches, "
+                f"{self.num_tokens} tokens"
             )
         return patches.unflatten(dim, self.grid)
 

@@ -26,9 +26,9 @@ def load(
     """Load a backbone in evaluation mode.
 
     ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, an organism, or a checkpoint's folder.
-    ``weights``: ``hub`` (the libraries' cache and client), a file, or ``random`` with ``seed``. ``image_size``: (height,
-    width) in pixels, multiples of the patch; by default the size the weights were made for. Raises `ArgumentError` for
-    a name or size that is not allowed, `WeightsError` where weights cannot be had.
+    ``weights``: ``hub`` (the libraries' cache and client), a file, or ``random`` with ``seed``. ``image_size``:
+    (height, width) in pixels, multiples of the patch; by default the size the weights were made for. Raises
+    `ArgumentError` for a name or size that is not allowed, `WeightsError` where weights cannot be had.
     """
     if weights not in ("hub", "random") and not Path(weights).is_file():
         raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
@@ -89,7 +89,7 @@ def _is_timm_checkpoint(name: str) -> bool:
         ) from None
     except (ValueError, OSError) as error:
         raise ArgumentError(f"{name}/config.json cannot be read ({error}); it must be JSON") from error
-    if "architecture" not in config:
+    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ArgumentError(f"{name}/config.json names no architecture; a checkpoint's config names timm's")
     return True
 

@@ -13,6 +13,10 @@ from vitprobe.errors import ArgumentError, RecordingError
 from vitprobe.tokens import TokenLayout
 
 
+MADE = ("random", "planted", "nothing planted")
+"""How ``weights`` begin where nobody trained them; every figure's title says so."""
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """Say exactly which model a result came from; stored in every checkpoint and result."""
@@ -36,7 +40,7 @@ class ModelSpec:
     @property
     def title(self) -> str:
         """The name for a figure's title; says so where the weights are random or planted."""
-        made = self.weights.startswith(("random", "planted"))
+        made = self.weights.startswith(MADE)
         return f"{self.name}, {self.weights.split(' (')[0]}" if made else self.name
 
 
@@ -122,7 +126,7 @@ class Backbone(ABC):
         """
 
     def attention_rows(self, index: int, x: Tensor, queries: Sequence[int]) -> Tensor:
-        """Compute rows of the pattern of block ``index`` from what attention reads: (B, T, D) -> (B, H, Q, T) float32."""
+        """Compute rows of the pattern from what attention reads: (B, T, D) -> (B, H, Q, T) float32."""
         q, k, _ = self.query_key_value(index, x)
         return pattern_rows(q, k, queries)
 
@@ -197,7 +201,7 @@ def digest_module(module: nn.Module) -> str:
 
 
 def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size if each side is a multiple of the patch; raises `ArgumentError` naming the nearest two that are."""
+    """Return the size if its sides are multiples of the patch; raises `ArgumentError` naming the nearest two."""
     for side, patch, name in zip(image_size, patch_size, ("height", "width"), strict=True):
         if side < patch or side % patch:
             low = max(side // patch, 1) * patch

@@ -80,6 +80,10 @@ class OpenClipViT(Backbone):
         attn = self.attention(index)
         return attn(x, x, x, need_weights=False)[0] if isinstance(attn, nn.MultiheadAttention) else attn(x)
 
+    def __call__(self, images: Tensor) -> Tensor:
+        output = self.module(images)
+        return output[0] if isinstance(output, tuple) else output  # CoCa's towers return their tokens as well
+
 
 def refuse_if_not_plain(module: nn.Module, name: str) -> None:
     """Raise `ArgumentError`, by name, for a tower that is not open_clip's own plain ViT."""
@@ -124,7 +128,8 @@ def load_open_clip(
 def _config(spec: ModelSpec) -> dict[str, Any]:
     import open_clip
 
-    config = open_clip.get_model_config(spec.architecture)
+    known = spec.architecture in open_clip.list_models()  # any other name would be looked for on the hub or on disk
+    config = open_clip.get_model_config(spec.architecture) if known else None
     if config is None:
         base = spec.architecture[:5].lower()
         near = [name for name in open_clip.list_models() if name.lower().startswith(base)][:4]

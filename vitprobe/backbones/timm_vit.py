@@ -1,5 +1,6 @@
 """Plain vision transformers of timm: DeiT-III, DINOv2, AugReg, MAE, DINO, CLIP and SigLIP towers, ..."""
 
+import difflib
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, check_image_size, digest_module
-from vitprobe.backbones.weights import hub_file, read_state_dict
+from vitprobe.backbones.weights import hub_file, read_state_dict, weights_in
 from vitprobe.errors import ArgumentError, WeightsError
 from vitprobe.tokens import TokenLayout
 
 
 class TimmViT(Backbone):
-    """Adapt timm's ``VisionTransformer`` with its plain ``Block`` and ``Attention``; tokens are CLS, registers, patches."""
+    """Adapt timm's ``VisionTransformer`` of plain ``Block`` and ``Attention``; tokens are CLS, registers, patches."""
 
     def __init__(self, module: nn.Module, spec: ModelSpec, transform: Transform) -> None:
         refuse_if_not_plain(module, spec.name)
@@ -62,7 +63,7 @@ class TimmViT(Backbone):
         attn = self.attention(index)
         qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))  # (B, T, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, d) each
-        return attn.q_norm(q), attn.k_norm(k), v
+        return attn.q_norm.forward(q), attn.k_norm.forward(k), v  # no calls: hooks on them await the model's own
 
     def project_heads(self, index: int, heads: Tensor, x: Tensor) -> Tensor:
         attn = self.attention(index)
@@ -119,27 +120,36 @@ def _look(spec: ModelSpec) -> tuple[Any, tuple[int, int], tuple[int, int]]:
 
     known = spec.architecture.startswith("local-dir:") or is_model(spec.architecture.split(".")[0])
     if not known:
-        base = spec.architecture.split(".")[0]
-        near = timm.list_models(f"*{base[:12]}*")[:3] or ["vit_base_patch16_224", "deit3_small_patch16_224"]
+        names = timm.list_models(["vit_*", "deit3_*"], exclude_filters=["vit_*rope*", "vit_*relpos*"])
+        near = difflib.get_close_matches(spec.architecture.split(".")[0], names, n=3)
+        near = near or ["vit_base_patch16_224", "deit3_small_patch16_224"]
         raise ArgumentError(f"timm has no model {spec.architecture}; near it: {', '.join(near)}")
     try:
         with torch.device("meta"):
             module = timm.create_model(spec.architecture, pretrained=False)
     except (RuntimeError, NotImplementedError, TypeError):  # an architecture that cannot be built on meta
-        module = timm.create_model(spec.architecture, pretrained=False)
+        module = _create_anyway(spec)
     refuse_if_not_plain(module, spec.name)
     size = module.patch_embed.img_size
     rows, cols = module.patch_embed.grid_size
     from timm.models import PretrainedCfg
 
-    return (
-        PretrainedCfg(**{k: v for k, v in module.pretrained_cfg.items() if k in PretrainedCfg.__annotations__}),
-        (
-            size[0] // rows,
-            size[1] // cols,
-        ),
-        (size[0], size[1]),
-    )
+    cfg = PretrainedCfg(**{k: v for k, v in module.pretrained_cfg.items() if k in PretrainedCfg.__annotations__})
+    return cfg, (size[0] // rows, size[1] // cols), (size[0], size[1])
+
+
+def _create_anyway(spec: ModelSpec) -> nn.Module:
+    """Build the model in memory. Raises `ArgumentError` where timm cannot: an unknown tag or argument."""
+    import timm
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return timm.create_model(spec.architecture, pretrained=False)
+    except (RuntimeError, TypeError) as error:
+        base, _, tag = spec.architecture.partition(".")
+        tags = timm.list_pretrained(f"{base}.*") if tag and not base.startswith("local-dir:") else []
+        near = f"; its tags: {', '.join(name.partition('.')[2] for name in tags)}" if tags else ""
+        raise ArgumentError(f"timm cannot build {spec.name} ({' '.join(str(error).split())[:200]}){near}") from error
 
 
 def _build(spec: ModelSpec, cfg: Any, *, weights: str, size: tuple[int, int], seed: int) -> nn.Module:
@@ -152,7 +162,7 @@ def _build(spec: ModelSpec, cfg: Any, *, weights: str, size: tuple[int, int], se
     if weights != "hub":
         file = Path(weights)
     elif spec.architecture.startswith("local-dir:"):
-        return _create(spec, "the checkpoint", img_size=size)
+        file = weights_in(Path(spec.architecture.removeprefix("local-dir:")))
     elif cfg.hf_hub_id:
         names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
         file = hub_file(cfg.hf_hub_id, names, model=spec.name)
@@ -161,7 +171,13 @@ def _build(spec: ModelSpec, cfg: Any, *, weights: str, size: tuple[int, int], se
     else:
         raise WeightsError(f"timm has no pretrained weights for {spec.name}; give --weights FILE or --weights random")
     state = read_state_dict(file)
-    return _create(spec, file.name, img_size=size, pretrained_cfg_overlay={"state_dict": state})
+    module = _create(spec, file.name, img_size=size, pretrained_cfg_overlay={"state_dict": state})
+    stored, own = (tensors.get("patch_embed.proj.weight") for tensors in (state, module.state_dict()))
+    resized = stored is not None and stored.ndim == 4 and stored.shape != own.shape  # by timm, without a word
+    if resized and weights != "hub":
+        got, need = (" x ".join(map(str, w.shape[-2:])) for w in (stored, own))
+        raise WeightsError(f"{file.name} has patches of {got} px, {spec.name} of {need}; is it another model's file?")
+    return module
 
 
 def _create(spec: ModelSpec, file: str, **kwargs: Any) -> nn.Module:
@@ -169,7 +185,7 @@ def _create(spec: ModelSpec, file: str, **kwargs: Any) -> nn.Module:
     import timm
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore", UserWarning)
             return timm.create_model(spec.architecture, pretrained=True, **kwargs)
     except (RuntimeError, KeyError, AttributeError, ValueError, AssertionError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -36,6 +37,15 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def weights_in(folder: Path) -> Path:
+    """Return the weights file of a checkpoint's folder. Raises `WeightsError` where there is none."""
+    named = [folder / "model.safetensors", folder / "pytorch_model.bin"]
+    found = [path for path in (*named, *sorted(folder.iterdir())) if path.is_file() and path.suffix in SUFFIXES]
+    if not found:
+        raise WeightsError(f"{folder} holds no weights; beside config.json belongs {named[0].name} or {named[1].name}")
+    return found[0]
+
+
 def _read_safetensors(path: Path) -> dict:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -50,7 +60,9 @@ def _read_pickle(path: Path) -> dict:
     from pickle import UnpicklingError
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickle protocols that other programs write
+            warnings.simplefilter("ignore", UserWarning)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise WeightsError(
             f"{path.name} holds more than tensors, or is damaged, and is not loaded: a pickle can run code; "

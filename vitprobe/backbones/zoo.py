@@ -66,7 +66,7 @@ _DINO_SIZES = (("s14", "small", 22.1), ("b14", "base", 86.6), ("l14", "large", 3
 ZOO: tuple[ZooEntry, ...] = (
     _deit3("s16", "small", 16, 21.7),
     _deit3("b16", "base", 16, 85.8),
-    _deit3("l16", "large", 16, 303.4),
+    _deit3("l16", "large", 16, 303.3),
     _deit3("h14", "huge", 14, 630.8),
     _openclip("b32", "ViT-B-32", "laion2b_s34b_b79k", 32, 87.8),
     _openclip("b16", "ViT-B-16", "laion2b_s34b_b88k", 16, 86.2),
@@ -85,6 +85,6 @@ ALIASES: dict[str, ZooEntry] = {entry.alias: entry for entry in ZOO}
 ALIASES.update({short: ALIASES[alias] for short, alias in SHORT_NAMES.items()})
 
 NAMES_HELP = (
-    "an alias (" + ", ".join((*ORGANISMS, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH[/TAG] "
+    "an alias (" + ", ".join((*ORGANISMS, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG "
     "or a checkpoint's folder"
 )

@@ -59,9 +59,9 @@ class ParquetItem:
 
         try:
             return _row_group(self.path, self.column, self.group, os.stat(self.path).st_mtime_ns)[self.offset].as_py()
-        except OSError as error:
-            raise InputError(os_reason(error, self.path)) from None
-        except (pa.ArrowException, ValueError, IndexError) as error:
+        except (OSError, pa.ArrowException, ValueError, IndexError) as error:
+            if isinstance(error, OSError) and error.errno:  # Arrow raises OSErrors without a number for damage
+                raise InputError(os_reason(error, self.path)) from None
             raise InputError(f"damaged row group: {_one_line(error)}") from None
 
 

@@ -191,7 +191,8 @@ def point_summary(
 def norm_summary(counts: NormCounts, point: int, kind: int) -> dict[str, float]:
     """Return median, 99th percentile and maximum of one kind of token at one point."""
     norms = NormHistogram(counts.counts[point, kind])
-    return {"median": norms.median, "p99": norms.quantile(0.99), "max": float(counts.maxima[point, kind])}
+    largest = float(counts.maxima[point, kind])  # exact, where a quantile is only as fine as its bin
+    return {"median": min(norms.median, largest), "p99": min(norms.quantile(0.99), largest), "max": largest}
 
 
 def onset(counts: NormCounts, cutoffs: list[float | None], rule: OutlierRule, point: int) -> int | None:

@@ -32,8 +32,8 @@ def judge(modes: Bimodality, evidence: Evidence) -> Verdict:
     token is subtracted (centred norms of outliers at least twice the others').
 
     ``content outliers``: they lie elsewhere. Neither sign points to low information, and at least one points
-    clearly the other way (contrast rank at least 0.65, or cosine rank at most 0.35, interval clear of 0.5). Small models are
-    known whose top tokens pass every norm, share, sink and massive-dimension test and are foreground objects.
+    clearly the other way (contrast rank at least 0.65, or cosine rank at most 0.35, interval clear of 0.5). Small
+    models exist whose top tokens pass every norm, share, sink and massive-dimension test and are foreground objects.
 
     ``unclear``: anything else: signs that disagree, no preference, too few outliers or images, a gap that goes with the
     mean token, a rule that finds none of the tokens of the upper mode.

@@ -1,0 +1,50 @@
+"""The command line: parse, call, echo. Command bodies import what they need; this package imports nothing heavy."""
+
+import sys
+
+import typer
+
+from vitprobe import __version__
+from vitprobe.cli.norms import norms
+from vitprobe.cli.redraw import redraw
+from vitprobe.errors import ExitCode, VitprobeError
+
+app = typer.Typer(
+    name="vitprobe",
+    help="Find artifact tokens (high-norm outlier patch tokens) in vision transformers, and show where they come from.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"vitprobe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    """Hold the options of the program itself."""
+
+
+app.command(rich_help_panel="Measure")(norms)
+app.command(rich_help_panel="Show")(redraw)
+
+
+def main() -> None:
+    """Run the command line; a user's error is one message on stderr and exit code 2."""
+    try:
+        app()
+    except VitprobeError as error:
+        typer.echo(f"vitprobe: {error}", err=True)
+        sys.exit(ExitCode.NOTHING)
+    except KeyboardInterrupt:
+        typer.echo("vitprobe: interrupted; nothing was written", err=True)
+        sys.exit(130)

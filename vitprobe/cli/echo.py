@@ -1,0 +1,125 @@
+"""What a person sees: tables on stdout, progress and warnings on stderr."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from vitprobe.results import to_json
+
+PIPE_WIDTH = 140
+
+
+@contextmanager
+def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr, or nothing where it is no terminal; gives a function that advances it."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda number: bar.advance(task, number)
+
+
+def norms(summaries: list[dict[str, Any]], titles: list[str], out: Path, request: Any) -> None:
+    """Say what ``norms`` found."""
+    for summary, title in zip(summaries, titles, strict=True):
+        for one in summary["skipped"]:
+            typer.echo(f"skipped {one['name']}: {one['reason']}", err=True)
+        if summary["skipped"]:
+            typer.echo(f"{title}: {len(summary['skipped'])} inputs could not be read, the rest was measured", err=True)
+    if request.json:
+        typer.echo(to_json(summaries[0] if len(summaries) == 1 else summaries))
+        return
+    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False)
+    console.print(_verdicts(summaries, titles))
+    for summary, title in zip(summaries, titles, strict=True):
+        console.print(f"[bold]{title}[/bold]: {'; '.join(summary['evidence']['reasons'])}", highlight=False)
+        _hint(console, summary)
+        if request.all_rules:
+            console.print(_rules(summary))
+        if request.block == "all":
+            console.print(_blocks(summary))
+    console.print(f"written to {out}/", highlight=False, soft_wrap=True)
+
+
+def _verdicts(summaries: list[dict[str, Any]], titles: list[str]) -> Table:
+    first = summaries[0]
+    where = "after the final norm" if first["norm_point"] == "final_norm" else "before the final norm"
+    table = Table(title=f"token norms of patches, {where}", title_justify="left", title_style="")
+    for name in (
+        "model",
+        "images",
+        "block",
+        "median",
+        "p99",
+        "max",
+        "cutoff",
+        "outliers",
+        "95 % interval",
+        "from block",
+    ):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    table.add_column("verdict", style="bold")
+    for summary, title in zip(summaries, titles, strict=True):
+        norm = [f"{summary['norm'][key]:.4g}" for key in ("median", "p99", "max")]
+        low, high = summary["outlier_fraction_ci"]
+        table.add_row(
+            title,
+            str(summary["num_images"]),
+            str(summary["block"]),
+            *norm,
+            f"{_number(summary['cutoff'])} ({summary['rule']})",
+            f"{summary['outlier_fraction']:.2%}",
+            "-" if low is None else f"{low:.2%} to {high:.2%}",
+            _number(summary["onset_block"]),
+            summary["verdict"],
+        )
+    return table
+
+
+def _hint(console: Console, summary: dict[str, Any]) -> None:
+    """Say where to look when the answer lies elsewhere."""
+    others = [line["block"] for line in summary["blocks"] if line["bimodal"] and line["block"] != summary["block"]]
+    if summary["norm_point"] == "final_norm":
+        console.print("  the final norm hides artifacts: leave --after-final-norm out to find them", highlight=False)
+    elif not summary["bimodal"] and others:
+        console.print(f"  but norms have two modes at block {_list(others)}: see --block all", highlight=False)
+    if summary["evidence"]["centred_bimodal"] and not summary["bimodal"]:
+        console.print("  but without the mean token they have two modes: a common vector hides them", highlight=False)
+
+
+def _rules(summary: dict[str, Any]) -> Table:
+    table = Table(title="all rules", title_justify="left", title_style="")
+    table.add_column("rule")
+    table.add_column("cutoff", justify="right")
+    table.add_column("outliers", justify="right")
+    for line in summary["all_rules"]:
+        table.add_row(line["rule"], _number(line["cutoff"]), f"{line['outlier_fraction']:.2%}")
+    return table
+
+
+def _blocks(summary: dict[str, Any]) -> Table:
+    table = Table(title="all blocks", title_justify="left", title_style="")
+    for name in ("block", "median", "p99", "max", "cutoff", "outliers", "modes"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for line in summary["blocks"]:
+        norm = [f"{line['norm'][key]:.4g}" for key in ("median", "p99", "max")]
+        share = f"{line['outlier_fraction']:.2%}"
+        modes = "two" if line["bimodal"] else "one"
+        table.add_row(str(line["block"]), *norm, _number(line["cutoff"]), share, modes, line.get("verdict", ""))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

@@ -1,0 +1,83 @@
+"""Read the values of options: one line where a value is not allowed."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.samples import sample_items
+from vitprobe.inputs.scenes import MIXED, scene_items
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+FORMATS = ("png", "svg", "pdf")
+SCENES, FEW_SCENES, SCENE_SIZE = 64, 6, (224, 224)
+"""Scenes where no limit is given, scenes of the default run, and their size in pixels."""
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Read ``N`` or ``HxW`` as (height, width)."""
+    if text is None:
+        return None
+    if not (found := re.fullmatch(r"(\d+)(?:[xX](\d+))?", text.strip())):
+        raise ArgumentError(f"got image size {text!r}; allowed are N or HxW in pixels, e.g. 224 or 224x336")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def device(name: str) -> str:
+    """Choose a device; ``auto`` is the GPU where there is one."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError:
+        raise ArgumentError(f"got device {name!r}; allowed are auto, cpu, cuda, cuda:N and mps") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, False):
+        raise ArgumentError(f"got device {name!r}, which this machine does not have; try --device cpu")
+    return name
+
+
+def autocast(dtype: str) -> torch.dtype | None:
+    """Read the precision; None is plain float32."""
+    if dtype not in DTYPES:
+        raise ArgumentError(f"got dtype {dtype!r}; allowed are {' and '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def formats(names: Sequence[str]) -> tuple[str, ...]:
+    """Read the figures' formats; ``none`` draws nothing."""
+    for name in names:
+        if name not in (*FORMATS, "none"):
+            raise ArgumentError(f"got format {name!r}; allowed are {', '.join(FORMATS)} and none")
+    return tuple(name for name in dict.fromkeys(names) if name != "none")
+
+
+def blocks(text: str, num_blocks: int) -> tuple[int, ...]:
+    """Read ``--block``: the blocks at which evidence is gathered, the summary's last."""
+    if text == "all":
+        return tuple(range(num_blocks))
+    if text == "last":
+        return (num_blocks - 1,)
+    if not text.isdecimal() or int(text) >= num_blocks:
+        raise ArgumentError(f"got block {text!r}; allowed are 0 to {num_blocks - 1}, last and all")
+    return (int(text),)
+
+
+def one_each(weights: Sequence[str], models: Sequence[str]) -> list[str]:
+    """Give every model its weights: one value stands for all but organisms, else there is one for each."""
+    if len(weights) == 1:
+        return [weights[0] if not name.startswith("organism") or weights[0] != "random" else "hub" for name in models]
+    if len(weights) != len(models):
+        raise ArgumentError(
+            f"got {len(weights)} --weights for {len(models)} models; give one, or one for each in order"
+        )
+    return list(weights)
+
+
+def generated(limit: int | None, seed: int, *, few: bool) -> Mapping[str, Callable[[], Sequence]]:
+    """Return the inputs that need no file: sample photographs and scenes."""
+    number = FEW_SCENES if few else limit or SCENES
+    config = replace(MIXED, size=SCENE_SIZE)
+    return {"samples": sample_items, "scenes": lambda: scene_items(number, config=config, seed=seed)}
