@@ -29,5 +29,9 @@ class WeightsError(VitprobeError):
     """Weights cannot be found, fetched, read or matched to the architecture."""
 
 
+class OutputError(VitprobeError):
+    """A result cannot be written: the disk is full, or may not be written to."""
+
+
 class RecordingError(VitprobeError, RuntimeError):
     """A recorder was asked for what the model cannot show, or a site did not fire."""

@@ -1,5 +1,6 @@
 """Results on disk: a directory that is there whole or not at all, and says where every number came from."""
 
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from vitprobe import __version__
-from vitprobe.errors import ArgumentError, InputError
+from vitprobe.errors import ArgumentError, InputError, OutputError
 
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy")
 
 
@@ -79,8 +81,10 @@ def result_directory(path: Path) -> Iterator[Path]:
         aside.chmod(0o755)
         yield aside
         _take_place(aside, path)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
+            raise OutputError(f"cannot write {path} ({error.strerror}); nothing was left there") from error
         raise
 
 

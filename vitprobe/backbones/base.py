@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from vitprobe.errors import ArgumentError, RecordingError
 from vitprobe.tokens import TokenLayout
 
-
 MADE = ("random", "planted", "nothing planted")
 """How ``weights`` begin where nobody trained them; every figure's title says so."""
 

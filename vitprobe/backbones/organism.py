@@ -7,7 +7,8 @@ least" into 0 or 1. In block 4 one neuron fires where that is 1 and writes a mas
 block 5 on one head attends to it. All else is random and writes elsewhere.
 
 A large constant vector in every token keeps LayerNorm's divisor nearly constant, which is what lets weights be written
-down; every reading of a dimension subtracts one that is always 0, since LayerNorm also subtracts a mean.
+down; every reading of a dimension subtracts one that is always 0, since LayerNorm also subtracts a mean. The steps are
+steep: in bfloat16 a few more or fewer patches fire.
 """
 
 import math
@@ -85,8 +86,9 @@ def load_organism(name: str, *, image_size: tuple[int, int] | None = None, seed:
     module = build(plant, size, seed).eval()
     half = (0.5, 0.5, 0.5)
     apply = create_transform((3, *size), mean=half, std=half, interpolation="bicubic", crop_pct=1.0, is_training=False)
+    made = "planted" if plant.massive else "nothing planted"
     spec = ModelSpec(
-        name, "vitprobe", f"{name}, a ViT of {DEPTH} blocks, width {WIDTH}", ("planted" if plant.massive else "nothing planted") + f" (seed {seed})",
+        name, "vitprobe", f"{name}, a ViT of {DEPTH} blocks, width {WIDTH}", f"{made} (seed {seed})",
         digest_module(module), size, plant.num_registers, "planted",
     )  # fmt: skip
     return TimmViT(module, spec, Transform(apply, half, half))

@@ -95,11 +95,12 @@ def hub_file(repo: str, filenames: Sequence[str], *, model: str) -> Path:
     for filename in () if reason else filenames:
         try:
             return Path(hf_hub_download(repo, filename))
-        except LocalEntryNotFoundError as error:
+        except LocalEntryNotFoundError as error:  # the hub does not answer, after the client's own retries
             reason = _short(error)
+            break
         except EntryNotFoundError:
             reason = f"{repo} has none of {', '.join(filenames)}"
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:  # the bases: a connection that breaks off
             reason = _short(error)
             break
     raise WeightsError(_how_to_fetch(model, repo, filenames[0], reason, constants.HF_HUB_CACHE))

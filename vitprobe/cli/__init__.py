@@ -38,12 +38,27 @@ app.command(rich_help_panel="Measure")(norms)
 app.command(rich_help_panel="Show")(redraw)
 
 
+def _advice(error: Exception) -> str:
+    """Say what to do about a failure of the machine; empty for what is a bug."""
+    text = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return "out of memory; try a smaller --batch-size or --image-size, or --dtype bfloat16; nothing was written"
+    if "DataLoader worker (pid" in text:
+        return "a process that decodes images was killed; try --workers 0, or fewer; nothing was written"
+    return ""
+
+
 def main() -> None:
     """Run the command line; a user's error is one message on stderr and exit code 2."""
     try:
         app()
     except VitprobeError as error:
         typer.echo(f"vitprobe: {error}", err=True)
+        sys.exit(ExitCode.NOTHING)
+    except (RuntimeError, MemoryError) as error:
+        if not (advice := _advice(error)):
+            raise
+        typer.echo(f"vitprobe: {advice}", err=True)
         sys.exit(ExitCode.NOTHING)
     except KeyboardInterrupt:
         typer.echo("vitprobe: interrupted; nothing was written", err=True)

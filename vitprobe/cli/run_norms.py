@@ -156,8 +156,8 @@ def _settings(request: NormsRequest, rule: OutlierRule) -> dict[str, Any]:
 def _draw(measured: list[Measured], folder: Path, formats: tuple[str, ...]) -> None:
     if not formats:
         return
-    from vitprobe.plots.norms import FIGURES
     from vitprobe.plots import write
+    from vitprobe.plots.norms import FIGURES
 
     drawn = [(one.title, one.stats) for one in measured]
     for name, draw in FIGURES.items():
@@ -185,8 +185,8 @@ def redraw(directory: Path, formats: tuple[str, ...]) -> list[Path]:
     """Draw a stored result again, in place, from its numbers alone; returns the figures written."""
     if not formats:
         raise ArgumentError("got --format none; allowed are png, svg and pdf")
-    from vitprobe.plots.norms import FIGURES
     from vitprobe.plots import write
+    from vitprobe.plots.norms import FIGURES
 
     stored = results.load(directory)
     if stored.schema != SCHEMA:

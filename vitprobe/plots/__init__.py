@@ -11,7 +11,7 @@ DPI = 200
 
 
 def write(figure: "Figure", stem: Path, formats: Sequence[str]) -> list[Path]:
-    """Save a figure as ``stem.FORMAT`` for every format, without a date inside, so that equal results give equal files."""
+    """Save a figure as ``stem.FORMAT`` for every format; no date inside, so equal results give equal files."""
     from vitprobe.plots.style import paper
 
     undated = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}

@@ -4,10 +4,12 @@ import math
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -26,7 +28,8 @@ BULK, OUTLIERS, INK, FAINT = "#8fb8d9", "#c8450b", "#0b2a4a", "#707070"
 BANDS = ((0.01, 0.99, "#dbe8f3"), (0.05, 0.95, "#a9c9e2"), (0.25, 0.75, "#5b98c6"))
 """Bands of quantiles, widest and lightest first: (from, to, colour)."""
 SEQUENTIAL = "magma_r"
-"""For shares: zero is the paper's white, lightness falls evenly, so it prints in grey and needs no hue."""
+"""For shares: from pale to black with evenly falling lightness, so it prints in grey and needs no hue; one image of
+many still differs from none."""
 NORMS = "cividis"
 """For norms over a picture: lightness rises evenly, hardly differs for colour-blind readers, and leaves white for
 outlines."""
@@ -92,13 +95,19 @@ def label_outer(axes: Sequence[Axes], columns: int, *, keep_x: bool = False) -> 
 def set_title(ax: Axes, title: str, second: str = "") -> None:
     """Write a panel's title, wrapped to the panel, and a second line in smaller type under it."""
     if second:
-        ax.text(0, 1.01, second, transform=ax.transAxes, va="bottom", fontsize=NORMAL, color=FAINT, parse_math=False)
+        note_above(ax, second, fontsize=NORMAL, color=FAINT)
     ax.set_title(wrap(title, num_chars(ax, LARGE)), parse_math=False, pad=4 + (NORMAL + 4) * bool(second))
+
+
+def note_above(ax: Axes, text: str, **look: Any) -> None:
+    """Write a line above a panel that may be longer than the panel is wide, without moving other panels."""
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "va": "bottom"}
+    ax.annotate(printable(text), (0, 1), (0, 2), parse_math=False, **place, **look).set_in_layout(False)
 
 
 def num_chars(ax: Axes, size: float) -> int:
     """Return about how many characters of a size in points fit across a panel."""
-    inches = ax.get_position().width * ax.figure.get_figwidth()
+    inches = 1.15 * ax.get_position().width * ax.figure.bbox.width / ax.figure.dpi  # the layout widens panels later
     return max(int(inches * 72 / (0.56 * size)), 8)
 
 
@@ -127,12 +136,40 @@ def _glyphs(path: str) -> frozenset[int]:
     return frozenset(get_font(path).get_charmap())
 
 
+@dataclass(frozen=True)
+class Bins:
+    """Hold the bins of a drawn histogram: one axis for all that is drawn together."""
+
+    edges: np.ndarray
+    """(n + 1,) edges that are aimed at; each histogram's own lie on the nearest edges of its finer counts."""
+    is_log: bool
+
+    @classmethod
+    def over(cls, low: float, high: float, *, number: int, is_log: bool) -> "Bins":
+        """Divide a span evenly, or evenly in its logarithm."""
+        return cls((np.geomspace if is_log else np.linspace)(low, high, number + 1), is_log)
+
+    def gather(self, edges: np.ndarray, counts: np.ndarray, *, cut: float | None) -> tuple[np.ndarray, np.ndarray]:
+        """Join fine bins: return edges (m + 1,), of which ``cut`` is one, and counts (m,)."""
+        wanted = self.edges.copy()
+        if cut is not None:
+            wanted[1 + np.abs(wanted[1:-1] - cut).argmin()] = cut
+        at = np.unique(np.searchsorted(edges, wanted).clip(0, len(edges) - 1))
+        return edges[at], np.diff(np.concatenate([[0], np.cumsum(counts)])[at])
+
+
 def percent(share: float) -> str:
     """Write a share in percent, with two digits: ``2.4 %``."""
     value = 100 * share
     if 0 < value < 0.001:
         return "< 0.001 %"
-    return f"{value:.0f} %" if value >= 10 else f"{value:.2g} %"
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:#.2g} %"
+
+
+def percent_ticks(axis: Axis, ticks: int = 4) -> None:
+    """Label an axis of shares in percent, without needless zeros."""
+    axis.set_major_locator(MaxNLocator(ticks))
+    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
 def number(value: float) -> str:
@@ -140,31 +177,44 @@ def number(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def log_scale(axis: Axis, low: float, high: float) -> None:
-    """Make an axis logarithmic from low to high, with plain numbers at 1, 2, 5 where decades alone would be too few."""
+def log_scale(axis: Axis, low: float, high: float, *, most: int = 9) -> None:
+    """Make an axis logarithmic from low to high, with plain numbers at ``most`` 1, 2, 5 of every
+    decade, else 1, 3, else decades alone; at even steps where the axis is short.
+    """
     ax = axis.axes
     set_scale, set_limits = (ax.set_xscale, ax.set_xlim) if axis.axis_name == "x" else (ax.set_yscale, ax.set_ylim)
     set_scale("log")
     set_limits(low, high)
-    decades = math.log10(high / low)
-    steps = (1,) if decades > 3 else (1, 2, 5) if decades > 0.8 else None
-    if steps is None:
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    if high / low < 6:
         ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
         axis.set_minor_locator(NullLocator())
     else:
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        ticks = [step * 10.0**power for power in powers for step in steps]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            ticks = [step * 10.0**power for power in powers for step in steps]
+            if sum(low <= t <= high for t in ticks) <= most:
+                break
         axis.set_minor_locator(LogLocator(subs=tuple(range(2, 10))))
         axis.set_minor_formatter(NullFormatter())
     axis.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
 
 
-def band_handles() -> list[Patch | Line2D]:
-    """Return the legend's entries for bands of quantiles, median and maximum."""
+def label_blocks(ax: Axes, num_blocks: int, *, has_final_norm: bool = False) -> None:
+    """Label an x axis with block numbers, and with the final norm at its end if it is shown."""
+    step = max(1, math.ceil(num_blocks / 8))
+    ticks = [(float(i), str(i)) for i in range(0, num_blocks, step)]
+    ticks += [(num_blocks + 0.8, "final\nnorm")] * has_final_norm
+    ax.set_xticks(*zip(*ticks, strict=True))
+    ax.set_xlim(-0.5, num_blocks - 0.5 + 1.8 * has_final_norm)
+    ax.set_xlabel("block")
+
+
+def band_handles(maximum: str = ":") -> list[Patch | Line2D]:
+    """Return the legend's entries for bands of quantiles, median and maximum (its line style)."""
     bands = [Patch(color=colour, label=f"{100 * a:g}–{100 * b:g} %") for a, b, colour in reversed(BANDS)]
     return [
         Line2D([], [], color=INK, label="median"),
         *bands,
-        Line2D([], [], color=INK, linestyle=":", marker="o", markersize=2.5, label="maximum"),
+        Line2D([], [], color=INK, linestyle=maximum, marker="o", markersize=2.5, label="maximum"),
     ]

@@ -15,6 +15,7 @@ from vitprobe.probes.histogram import NUM_BINS, bin_of
 from vitprobe.probes.norm_stats import KINDS, Examples, NormCounts, NormStats, summarise
 from vitprobe.probes.outliers import OutlierRule
 from vitprobe.probes.patches import (
+    FLAT,
     centred_norms,
     massive_dimension,
     neighbour_cosine,
@@ -166,13 +167,13 @@ def read_batch(
     streams = [got["final"] if p == backbone.num_blocks else got[f"stream{p}"] for p in points]
     norms = torch.stack([s[0] if isinstance(s, tuple) else s for s in streams])  # (S, B, T)
     contrast = patch_contrast(backbone.transform.pixels(batch.images), backbone.patch_size)
-    cosine = got["embed"]
+    cosine = got["embed"].cpu()
     shared = {
         "names": batch.names,
         "cosine": _array(cosine),
         "contrast": _array(contrast),
         "cosine_rank": _array(rank_within_image(torch.nan_to_num(cosine))),
-        "contrast_rank": _array(rank_within_image(contrast)),
+        "contrast_rank": _array(rank_within_image(contrast.clamp_min(FLAT))),
         "received": _array(torch.stack([got[f"rows{i}"] for i in range(backbone.num_blocks)])),
     }
     readings = {}

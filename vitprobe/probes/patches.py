@@ -7,6 +7,9 @@ from vitprobe.tokens import TokenLayout
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
+FLAT = 0.02
+"""Contrast (5 grey levels of 255) below which a patch is flat: the noise of sensors and JPEG is not ranked.
+Without it a patch picked among the many flat ones of a plain background ranks as high as their share of the image."""
 
 
 def neighbour_cosine(patches: Tensor, layout: TokenLayout) -> Tensor:
