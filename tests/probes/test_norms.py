@@ -217,6 +217,8 @@ def test_what_cannot_be_measured_is_refused(tiny, images):
         measure_norms(tiny, [batch_of(images)], blocks=[12])
     with pytest.raises(ArgumentError, match="not finite"):
         measure_norms(tiny, [batch_of(images * torch.inf)])
-    other = measure_norms(tiny, [batch_of(images[:, :, :, :64])])
+    with pytest.raises(ArgumentError, match="was loaded for 64 x 96"):
+        measure_norms(tiny, [batch_of(images[:, :, :, :64])])
+    other = measure_norms(tiny, [batch_of(images)], seed=1)
     with pytest.raises(ArgumentError, match="cannot be merged"):
         measure_norms(tiny, [batch_of(images)]).merge(other)

@@ -52,10 +52,10 @@ class Plant:
 
 
 PLANTS = {
-    "organism": Plant(1.0, 1.0, 0.08, 1.0, 0, MASSIVE_SIZE),
-    "organism-reg4": Plant(1.0, 1.0, 0.08, 1.0, 4, MASSIVE_SIZE),
+    "organism": Plant(1.0, 0.4, 0.08, 1.0, 0, MASSIVE_SIZE),
+    "organism-reg4": Plant(1.0, 0.4, 0.08, 1.0, 4, MASSIVE_SIZE),
     "organism-content": Plant(-1.0, -0.4, 0.08, 0.1, 0, MASSIVE_SIZE),
-    "organism-clean": Plant(1.0, 1.0, 0.08, 1.0, 0, 0.0),
+    "organism-clean": Plant(1.0, 0.4, 0.08, 1.0, 0, 0.0),
 }
 
 
@@ -107,6 +107,7 @@ def build(plant: Plant, size: tuple[int, int], seed: int) -> nn.Module:
     with torch.no_grad():
         _embedding(module, draw)
         _tokens(module, plant, draw)
+        _registers(module, plant, torch.Generator().manual_seed(seed + 2))
         for index, block in enumerate(module.blocks):
             _background(block, draw, strength=0.1 if index < PLANTED_BLOCK else 1.0)
         _contrast(module.blocks[0])
@@ -159,10 +160,8 @@ def _embedding(module: nn.Module, draw: torch.Generator) -> None:
 
 
 def _tokens(module: nn.Module, plant: Plant, draw: torch.Generator) -> None:
-    """Positions: the constant vector, the tie-breaking code, a little of their own. CLS and registers likewise."""
-    patches = module.patch_embed.num_patches
-    anchor = torch.zeros(WIDTH)
-    anchor[ANCHOR.start : ANCHOR.stop] = ANCHOR_SIZE * torch.tensor([1.0, -1.0]).repeat(len(ANCHOR) // 2)
+    """Positions: the constant vector, the tie-breaking code, a little of their own. CLS likewise."""
+    patches, anchor = module.patch_embed.num_patches, _anchor()
     module.pos_embed.copy_(anchor.expand(1, patches, WIDTH))
     if plant.scale == 1.0:
         ties = torch.randperm(patches, generator=draw) * TIES / patches
@@ -170,8 +169,18 @@ def _tokens(module: nn.Module, plant: Plant, draw: torch.Generator) -> None:
     module.pos_embed[0, :, FREE.start :] += torch.randn(patches, len(FREE), generator=draw) / math.sqrt(len(FREE))
     module.cls_token.copy_(anchor)
     module.cls_token[0, 0, TIE] = plant.limit
-    for r in range(plant.num_registers):  # below every patch, all within the margin of the lowest
-        module.reg_token[0, r] = anchor
+
+
+def _anchor() -> Tensor:
+    anchor = torch.zeros(WIDTH)
+    anchor[ANCHOR.start : ANCHOR.stop] = ANCHOR_SIZE * torch.tensor([1.0, -1.0]).repeat(len(ANCHOR) // 2)
+    return anchor
+
+
+def _registers(module: nn.Module, plant: Plant, draw: torch.Generator) -> None:
+    """Registers compete below every patch, all within the margin of the lowest: they win, and patches do not fire."""
+    for r in range(plant.num_registers):
+        module.reg_token[0, r] = _anchor()
         module.reg_token[0, r, TIE] = -1.0 + r * plant.margin / 8
         module.reg_token[0, r, FREE.start :] += torch.randn(len(FREE), generator=draw) / math.sqrt(len(FREE))
 

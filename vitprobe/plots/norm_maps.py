@@ -81,7 +81,7 @@ class FrequencyDisplay:
         ax.set_xlabel("column", labelpad=-6)
         ax.set_ylabel("row", labelpad=-6)
         ax.spines[["top", "right"]].set_visible(True)
-        style.set_title(ax, self.title, whose(stats))
+        style.set_title(ax, self.title, whose(stats), panels=1 if count_ax is None else 2)
         if not stats.outlier_frequency.any():
             ax.text(0.5, 0.5, "no outliers", transform=ax.transAxes, ha="center", va="center")
         if count_ax is not None:
@@ -117,7 +117,7 @@ def draw_frequency(results: Results) -> Figure:
     width = style.WIDTH if columns == 2 else 5.2
     side = ((width - 0.9) / columns - 0.95) / 2
     tall = [side * stats.example_images.shape[1] / stats.example_images.shape[2] for _, stats in results]
-    heights = [0.85 + max(tall[columns * row : columns * (row + 1)]) for row in range(rows)]
+    heights = [0.95 + max(tall[columns * row : columns * (row + 1)]) for row in range(rows)]
     figure = style.new_figure(sum(heights), width=width)
     grid = figure.add_gridspec(rows, 2 * columns, height_ratios=heights)
     most = max(stats.outlier_frequency.max() for _, stats in results)
@@ -139,9 +139,10 @@ class ExamplesDisplay:
     def __init__(self, stats: NormStats, title: str) -> None:
         self.stats, self.title = stats, title
         largest, median = stats.summary["norm"]["max"], stats.summary["norm"]["median"]
-        low, high = stats.example_norms.min(), stats.example_norms.max()
+        low, high = float(stats.example_norms.min()), float(stats.example_norms.max())
         self.is_log = bool(largest > WIDE * median and low > 0)
-        self.norm = (LogNorm if self.is_log else Normalize)(low, high)
+        room = max(0.0, 0.01 * high - (high - low)) / 2  # norms that are all but equal shall look equal
+        self.norm = (LogNorm if self.is_log else Normalize)(low - room, high + room)
         """The model's own colour scale, the same for all its images."""
 
     @style.paper()
@@ -161,8 +162,8 @@ class ExamplesDisplay:
             self.images_.append(one.imshow(norms, extent=extent, **look))
             self.outlines_.append(outline(one, outliers, (height, width)))
             bare(one)
-        title = f"{self.title} ({place(self.stats)}"
-        title += ")" if self.stats.example_outliers.any() else ", no outliers)"
+        found = "" if self.stats.summary["outlier_fraction"] else ", no outliers"
+        title = f"{self.title} ({place(self.stats)}{found})"
         self.ax_[0].set_title(" ", fontsize=style.NORMAL, pad=3)  # keeps the room
         style.note_above(self.ax_[0], title)
         bar = self.figure_.colorbar(self.images_[0], ax=self.ax_, pad=0.01, aspect=12)
@@ -170,8 +171,8 @@ class ExamplesDisplay:
         if self.is_log:
             style.log_scale(bar.ax.yaxis, self.norm.vmin, self.norm.vmax, most=4)
         else:
-            bar.locator = MaxNLocator(4)
-            bar.update_ticks()
+            bar.ax.yaxis.set_major_locator(MaxNLocator(4))
+            bar.ax.ticklabel_format(useOffset=False)
         return self
 
 

@@ -55,6 +55,7 @@ class HistogramDisplay:
             style.log_scale(ax.xaxis, low / 1.1, high * 1.1, most=style.num_chars(ax, style.SMALL) // 6)
         else:
             ax.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+            ax.ticklabel_format(axis="x", useOffset=False)
         self._draw_cutoff(cutoff)
         ax.set_xlabel(style.wrap(norm_label([self.stats]), style.num_chars(ax, style.NORMAL)))
         ax.set_ylabel("patch tokens per bin")

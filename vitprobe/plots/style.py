@@ -92,11 +92,11 @@ def label_outer(axes: Sequence[Axes], columns: int, *, keep_x: bool = False) -> 
             ax.tick_params(axis="x", labelbottom=False)
 
 
-def set_title(ax: Axes, title: str, second: str = "") -> None:
-    """Write a panel's title, wrapped to the panel, and a second line in smaller type under it."""
+def set_title(ax: Axes, title: str, second: str = "", *, panels: float = 1) -> None:
+    """Write a title, wrapped to the width of so many panels, and a second line in smaller type under it."""
     if second:
         note_above(ax, second, fontsize=NORMAL, color=FAINT)
-    ax.set_title(wrap(title, num_chars(ax, LARGE)), parse_math=False, pad=4 + (NORMAL + 4) * bool(second))
+    ax.set_title(wrap(title, int(panels * num_chars(ax, LARGE))), parse_math=False, pad=4 + (NORMAL + 4) * bool(second))
 
 
 def note_above(ax: Axes, text: str, **look: Any) -> None:

@@ -126,7 +126,11 @@ def measure_norms(
     accumulator: NormAccumulator | None = None
     device = next(backbone.module.parameters()).device
     for batch in batches:
-        layout = backbone.layout(tuple(batch.images.shape[-2:]))
+        size = tuple(batch.images.shape[-2:])
+        if size != tuple(backbone.spec.image_size):
+            want = " x ".join(map(str, backbone.spec.image_size))
+            raise ArgumentError(f"got images of {size[0]} x {size[1]} px; {backbone.spec.name} was loaded for {want}")
+        layout = backbone.layout()
         if accumulator is None:
             accumulator = NormAccumulator(
                 layout, backbone.num_blocks, backbone.width, measured, has_final_norm=after_final_norm, seed=seed

@@ -57,7 +57,7 @@ def judge(modes: Bimodality, evidence: Evidence) -> Verdict:
     low_cosine = cosine.rank <= LOW and _clear(cosine.rank_ci)
     survives = (evidence.centred_ratio or 0) >= MIN_RATIO
     if low_contrast and even:
-        reasons.append(f"without the mean token the ratio of norms is {evidence.centred_ratio:.1f}")
+        reasons.append(f"without the mean token the ratio of norms is {evidence.centred_ratio or 0:.1f}")
         return Verdict("artifacts" if survives else "unclear", tuple(reasons))
     elsewhere = not low_contrast and not even and (high_contrast or low_cosine)
     reasons.append("not on low-information patches" if elsewhere else "the signs do not agree on where outliers lie")
