@@ -19,6 +19,8 @@ from vitprobe import __version__
 from vitprobe.errors import ArgumentError, InputError, OutputError
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+FIGURE = "figure"
+"""What ``files`` says of a file that can be drawn again."""
 PACKAGES = ("torch", "timm", "open_clip_torch", "numpy")
 
 
@@ -131,7 +133,8 @@ def load(directory: Path) -> StoredResult:
     keys = {"schema", "provenance", "settings", "summary", "files"}
     if not isinstance(body, dict) or not keys <= body.keys():
         raise InputError(f"{directory}/result.json is no result of vitprobe; it must hold {', '.join(sorted(keys))}")
-    missing = [name for name in body["files"] if not (directory / name).is_file()]
+    needed = [name for name, what in body["files"].items() if what != FIGURE]
+    missing = [name for name in needed if not (directory / name).is_file()]
     if missing:
         raise InputError(f"the result in {directory} is not whole: {missing[0]} is missing; measure again")
     arrays = {}
@@ -168,4 +171,4 @@ def _describe(name: str) -> str:
         "arrays.npz": "the result's arrays, named as its fields",
         "tokens.parquet": "one row a token: image, block, kind, row, col, norm, outlier",
     }
-    return known.get(Path(name).name, "result" if name.endswith("result.json") else "figure")
+    return known.get(Path(name).name, "result" if name.endswith("result.json") else FIGURE)

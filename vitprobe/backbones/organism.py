@@ -23,8 +23,8 @@ from vitprobe.errors import ArgumentError
 
 PATCH, WIDTH, DEPTH, HEADS, HIDDEN = 16, 96, 8, 4, 192
 FILTERS = range(15)
-CONTRAST, LEAST, FIRES, MASSIVE, TIE, ZERO = 15, 16, 17, 18, 19, 20
-ANCHOR, FREE = range(21, 37), range(37, WIDTH)
+CONTRAST, LEAST, FIRES, MASSIVE, TIE, LIMIT, ZERO = 15, 16, 17, 18, 19, 20, 21
+ANCHOR, FREE = range(22, 38), range(38, WIDTH)
 ANCHOR_SIZE = 8.0
 SIGMA = ANCHOR_SIZE * math.sqrt(len(ANCHOR) / WIDTH)
 """LayerNorm's divisor, as good as constant."""
@@ -109,7 +109,7 @@ def build(plant: Plant, size: tuple[int, int], seed: int) -> nn.Module:
         _tokens(module, plant, draw)
         _registers(module, plant, torch.Generator().manual_seed(seed + 2))
         for index, block in enumerate(module.blocks):
-            _background(block, draw, strength=0.1 if index < PLANTED_BLOCK else 1.0)
+            _background(block, draw, strength=0.1 if index < PLANTED_BLOCK else 1.5)
         _contrast(module.blocks[0])
         _least(module.blocks[1], plant)
         _step(module.blocks[2], plant)
@@ -168,7 +168,7 @@ def _tokens(module: nn.Module, plant: Plant, draw: torch.Generator) -> None:
         module.pos_embed[0, :, TIE] = ties
     module.pos_embed[0, :, FREE.start :] += torch.randn(patches, len(FREE), generator=draw) / math.sqrt(len(FREE))
     module.cls_token.copy_(anchor)
-    module.cls_token[0, 0, TIE] = plant.limit
+    module.cls_token[0, 0, TIE], module.cls_token[0, 0, LIMIT] = 10.0, plant.limit - 10.0  # sets a limit, never fires
 
 
 def _anchor() -> Tensor:
@@ -186,7 +186,7 @@ def _registers(module: nn.Module, plant: Plant, draw: torch.Generator) -> None:
 
 
 def _background(block: nn.Module, draw: torch.Generator, *, strength: float) -> None:
-    """Random heads 1 to 3 and random neurons, writing into the free dimensions only."""
+    """Random heads 1 to 3 and random neurons, reading what a patch looks like and writing into the free dimensions."""
     dim = WIDTH // HEADS
     for layer, size in (
         (block.attn.qkv, WIDTH),
@@ -196,6 +196,9 @@ def _background(block: nn.Module, draw: torch.Generator, *, strength: float) -> 
     ):
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=draw) / math.sqrt(size))
         layer.bias.zero_()
+    for layer in (block.attn.qkv, block.mlp.fc1):
+        layer.weight[:, len(FILTERS) : FREE.start] = 0
+        layer.weight.mul_(SIGMA)
     for layer in (block.attn.proj, block.mlp.fc2):
         layer.weight.mul_(strength * 1.5)
         layer.weight[: FREE.start] = 0
@@ -242,8 +245,8 @@ def _least(block: nn.Module, plant: Plant) -> None:
     dim, steep = WIDTH // HEADS, 24.0 / plant.margin
     weight, bias = block.attn.qkv.weight, block.attn.qkv.bias
     bias[0] = math.sqrt(dim)
-    _read(weight[WIDTH], _competing(plant, -steep))
-    _read(weight[2 * WIDTH], _competing(plant))
+    _read(weight[WIDTH], _competing(plant, -steep) | {LIMIT: -steep})
+    _read(weight[2 * WIDTH], _competing(plant) | {LIMIT: 1.0})
     block.attn.proj.weight[LEAST, 0] = 1.0
 
 

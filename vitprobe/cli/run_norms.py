@@ -10,7 +10,7 @@ import torch
 from vitprobe import backbones, results
 from vitprobe.backbones.base import Backbone
 from vitprobe.cli import echo, parse
-from vitprobe.errors import ArgumentError, ExitCode
+from vitprobe.errors import ArgumentError, ExitCode, InputError
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.sources import Source, open_inputs
 from vitprobe.probes.norm_stats import NormStats
@@ -57,6 +57,8 @@ class Measured:
 def run(request: NormsRequest) -> ExitCode:
     """Run ``norms``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
     rule = OutlierRule.parse(request.rule)
+    if request.after_final_norm and request.block != "last":
+        raise ArgumentError(f"got --after-final-norm with --block {request.block}; it goes with the last block only")
     device, autocast = parse.device(request.device), parse.autocast(request.dtype)
     formats = parse.formats(request.formats)
     size = parse.image_size(request.image_size)
@@ -83,7 +85,6 @@ def run(request: NormsRequest) -> ExitCode:
             model.module.to("cpu")
         _draw(measured, folder, formats)
         for one in measured if len(models) > 1 else ():
-            _draw([one], folder / _slug(one.stored.summary["model"]), formats)
             results.save(folder / _slug(one.stored.summary["model"]), one.stored)
         results.save(folder, _together(measured))
     summaries = [one.stored.summary for one in measured]
@@ -114,15 +115,18 @@ def _measure(
             if table is not None:
                 table.add(batch.names, norms)
 
-        accumulator = measure_norms(
-            model,
-            loader,
-            blocks=blocks,
-            after_final_norm=request.after_final_norm,
-            autocast=autocast,
-            seed=request.seed,
-            on_batch=on_batch,
-        )
+        try:
+            accumulator = measure_norms(
+                model,
+                loader,
+                blocks=blocks,
+                after_final_norm=request.after_final_norm,
+                autocast=autocast,
+                seed=request.seed,
+                on_batch=on_batch,
+            )
+        except InputError as error:
+            raise InputError(f"{error}{_first(loader.skipped)}") from error
     point = model.num_blocks if request.after_final_norm else blocks[-1]
     stats = accumulator.result(rule, point=point, all_rules=request.all_rules)
     if table is not None:
@@ -146,6 +150,11 @@ def _measure(
         SCHEMA, results.provenance_dict(provenance), _settings(request, rule), summary, stats.arrays()
     )
     return Measured(model.spec.title, stats, stored)
+
+
+def _first(skipped: list[tuple[str, str]]) -> str:
+    """Name the first of what was skipped."""
+    return "".join(f"; {name}: {reason}" for name, reason in skipped[:3])
 
 
 def _settings(request: NormsRequest, rule: OutlierRule) -> dict[str, Any]:

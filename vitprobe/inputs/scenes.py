@@ -168,7 +168,12 @@ class SceneItem:
         """Draw the scene as an 8-bit RGB image; the digest is that of its size and pixels."""
         from vitprobe.inputs.images import Decoded
 
-        image = generate(1, config=self.config, seed=self.seed, start=self.index).images[0]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # steps are too small to share: on a busy machine two threads took 40 times as long
+        try:
+            image = generate(1, config=self.config, seed=self.seed, start=self.index).images[0]
+        finally:
+            torch.set_num_threads(threads)
         pixels = (image * 255).round().byte().permute(1, 2, 0).numpy()  # (H, W, 3)
         digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
         return Decoded(image=Image.fromarray(pixels), notes=(), digest=digest)

@@ -88,7 +88,7 @@ class FrequencyDisplay:
             self._draw_counts(count_ax)
             count_ax.set_box_aspect(height / width)
         if alone:
-            share_bar(ax.figure, self.image_, [ax])
+            share_bar(ax.figure, self.image_, [ax, count_ax])
         return self
 
     def _draw_counts(self, ax: Axes) -> None:
