@@ -292,3 +292,11 @@ def test_names_are_shortened_in_the_middle() -> None:
 def all_texts(figure: Figure) -> list[str]:
     """Return every text of a figure."""
     return [text.get_text() for text in figure.findobj(Text)]
+
+
+def test_colours_of_several_models_mean_the_same_multiple_of_the_median(planted: NormStats, clean: NormStats) -> None:
+    figure = norm_maps.draw_examples([("a", planted), ("b", clean)])
+    ends = [image.get_clim() for ax in figure.axes for image in ax.images if image.get_array().ndim == 2]
+    medians = [s.summary["norm"]["median"] for s in (planted, clean) for _ in s.example_names]
+    multiples = {tuple(np.round(np.array(end) / median, 6)) for end, median in zip(ends, medians, strict=False)}
+    assert len(multiples) == 1

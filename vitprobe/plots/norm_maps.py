@@ -17,7 +17,7 @@ from vitprobe.probes.norm_stats import NormStats
 Results = Sequence[tuple[str, NormStats]]
 """(title, result) of each model."""
 WIDE = 10
-"""Norm maps are drawn on a logarithmic scale where the model's largest norm is this many times its median."""
+"""Norm maps are drawn on a logarithmic scale where the largest norm shown is this many times its model's median."""
 ALIKE = 8.0
 """Thumbnails whose pixels differ by less than this many of 255 grey levels, on average, show the same crop."""
 
@@ -134,16 +134,19 @@ def draw_frequency(results: Results) -> Figure:
 
 
 class ExamplesDisplay:
-    """Draw the norm maps of the first images, with the outlier patches outlined."""
+    """Draw the norm maps of the first images, with the outlier patches outlined.
 
-    def __init__(self, stats: NormStats, title: str) -> None:
+    ``multiples``, (least, most), are the ends of the colour scale in multiples of the model's median norm: models that
+    are given the same ones can be compared, whatever their norms (DeiT-III's ordinary tokens are at 300 to 600).
+    """
+
+    def __init__(self, stats: NormStats, title: str, *, multiples: tuple[float, float] | None = None) -> None:
         self.stats, self.title = stats, title
-        largest, median = stats.summary["norm"]["max"], stats.summary["norm"]["median"]
-        low, high = float(stats.example_norms.min()), float(stats.example_norms.max())
-        self.is_log = bool(largest > WIDE * median and low > 0)
-        room = max(0.0, 0.01 * high - (high - low)) / 2  # norms that are all but equal shall look equal
-        self.norm = (LogNorm if self.is_log else Normalize)(low - room, high + room)
-        """The model's own colour scale, the same for all its images."""
+        median = stats.summary["norm"]["median"]
+        least, most = multiples or norm_multiples([stats])
+        self.is_log = bool(most > WIDE and least > 0)
+        room = max(0.0, 0.01 * most - (most - least)) / 2  # norms that are all but equal shall look equal
+        self.norm = (LogNorm if self.is_log else Normalize)((least - room) * median, (most + room) * median)
 
     @style.paper()
     def plot(self, ax: Sequence[Axes] | None = None) -> "ExamplesDisplay":
@@ -174,6 +177,13 @@ class ExamplesDisplay:
             bar.ax.yaxis.set_major_locator(MaxNLocator(4))
             bar.ax.ticklabel_format(useOffset=False)
         return self
+
+
+def norm_multiples(models: Sequence[NormStats]) -> tuple[float, float]:
+    """Return the least and the largest norm in the maps of all models, in multiples of each model's median."""
+    medians = [stats.summary["norm"]["median"] for stats in models]
+    least = min(float(s.example_norms.min()) / m for s, m in zip(models, medians, strict=True))
+    return least, max(float(s.example_norms.max()) / m for s, m in zip(models, medians, strict=True))
 
 
 def outline(ax: Axes, mask: np.ndarray, size: tuple[int, int]) -> LineCollection:
@@ -227,15 +237,16 @@ def _example_rows(results: Results) -> tuple[Figure, list[list[Axes]]]:
 
 @style.paper()
 def draw_examples(results: Results) -> Figure:
-    """Draw the first images, and under them each model's norm maps; each model has its own colour scale."""
+    """Draw the first images, and under them each model's norm maps; colours mean the same multiple of its median."""
     figure, rows = _example_rows(results)
+    multiples = norm_multiples([stats for _, stats in results])
     rest = iter(rows)
     for i, (title, stats) in enumerate(results):
         if i == 0 or not same_pictures(results[i - 1][1], stats):
             draw_pictures(next(rest), stats)
-        ExamplesDisplay(stats, title).plot(next(rest))
+        ExamplesDisplay(stats, title, multiples=multiples).plot(next(rest))
     note = norm_label([stats for _, stats in results]) + "\nwhite outlines: outliers"
-    note += "; each model has its own colour scale" if len(results) > 1 else ""
+    note += "; a colour means the same multiple of the model's median norm" if len(results) > 1 else ""
     figure.supxlabel(note, fontsize=style.SMALL, color=style.FAINT)
     return figure
 
