@@ -34,7 +34,7 @@ class Site:
     ``values``                                                                                     (B, H, T, d)
     ``attention_rows``        rows of the pattern for ``queries``, float32                         (B, H, Q, T)
     ``pattern``               the whole pattern, float32                                           (B, H, T, T)
-    ``received_attention``    mean over queries of what each token receives, float32               (B, H, T)
+    ``received_attention``    mean over ``queries`` (all) of what each token receives, float32     (B, H, T)
     ``neurons``               input of the MLP's second linear layer                               (B, T, N)
     ``final_norm``            tokens after the final norm                                          (B, T, D)
     ========================  ===================================================================  ==============
@@ -43,7 +43,7 @@ class Site:
     kind: str
     block: int | None = None
     queries: tuple[int, ...] = ()
-    """Token positions whose rows are asked for (``attention_rows``)."""
+    """Token positions whose rows are asked for, or averaged in ``received_attention`` (empty: all of them)."""
     reduce: Callable[[Tensor], Any] | None = None
     """Applied inside the hook: only what it returns is kept."""
     edit: Callable[[Tensor], Tensor] | None = None
@@ -172,7 +172,7 @@ class Recorder:
         if site.kind == "attention_rows" and not site.queries:
             raise RecordingError("site attention_rows needs queries, the positions of the asking tokens")
         off = [query for query in site.queries if not 0 <= query < self._num_tokens]
-        if site.kind == "attention_rows" and off:
+        if off:
             raise RecordingError(f"got query {off[0]}; tokens are 0 to {self._num_tokens - 1}")
         shown = backbone.query_key_modules(index)
         if site.kind in ("queries", "keys") and shown is not None:
@@ -183,7 +183,8 @@ class Recorder:
             part = ("queries", "keys", "values").index(site.kind)
 
             def from_input(_: nn.Module, args: tuple, kwargs: dict) -> None:
-                self._keep(site, backbone.query_key_value(index, _first(args, kwargs))[part])
+                context = self._context(kwargs)
+                self._keep(site, backbone.query_key_value(index, _first(args, kwargs), **context)[part])
 
             return [(backbone.attention(index), "before", from_input)]
         return self._rows(site, index, shown)
@@ -202,14 +203,17 @@ class Recorder:
             self._keep(site, _reduce_rows(site, q.shape[2], lambda queries: pattern_rows(q, output, queries)))
 
         def at_input(_: nn.Module, args: tuple, kwargs: dict) -> None:
-            x = _first(args, kwargs).detach()
-            self._keep(
-                site, _reduce_rows(site, x.shape[1], lambda queries: self.backbone.attention_rows(index, x, queries))
-            )
+            x, context = _first(args, kwargs).detach(), self._context(kwargs)
+            rows = lambda queries: self.backbone.attention_rows(index, x, queries, **context)  # noqa: E731
+            self._keep(site, _reduce_rows(site, x.shape[1], rows))
 
         if shown is None:
             return [(self.backbone.attention(index), "before", at_input)]
         return [(shown[0], "after", hold_queries), (shown[1], "after", at_keys)]
+
+    def _context(self, kwargs: dict) -> dict[str, Any]:
+        """Take what the backbone's rows depend on beside attention's input out of the model's own call."""
+        return {name: kwargs.get(name) for name in self.backbone.attention_context}
 
     @property
     def _num_tokens(self) -> int:
@@ -242,11 +246,12 @@ def _reduce_rows(site: Site, num_tokens: int, rows: Callable[[Sequence[int]], Te
         return rows(site.queries)
     if site.kind == "pattern":
         return rows(range(num_tokens))
+    queries = site.queries or range(num_tokens)
     total = torch.zeros(())
-    for start in range(0, num_tokens, CHUNK):
-        part = rows(range(start, min(start + CHUNK, num_tokens))).sum(dim=2)  # (B, H, T)
+    for start in range(0, len(queries), CHUNK):
+        part = rows(queries[start : start + CHUNK]).sum(dim=2)  # (B, H, T)
         total = part if start == 0 else total + part
-    return total / num_tokens
+    return total / len(queries)
 
 
 def _first(args: tuple, kwargs: dict) -> Tensor:

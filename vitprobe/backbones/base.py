@@ -5,10 +5,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vitprobe.backbones.weights import SUFFIXES
 from vitprobe.errors import ArgumentError, RecordingError
 from vitprobe.tokens import TokenLayout
 
@@ -35,12 +37,14 @@ class ModelSpec:
     num_registers: int
     paradigm: str = "unknown"
     """``supervised``, ``text-supervised``, ``self-supervised``, ``planted`` or ``unknown``."""
+    pos_embed: str = "timm"
+    """How positions came to another image size: ``timm`` (the library's own way) or ``official`` (DINOv2's hub)."""
 
     @property
     def title(self) -> str:
-        """The name for a figure's title; says so where the weights are random or planted."""
-        made = self.weights.startswith(MADE)
-        return f"{self.name}, {self.weights.split(' (')[0]}" if made else self.name
+        """The name for a figure's title; says so where the weights are random, planted or from a file."""
+        told = self.weights.startswith(MADE) or self.weights.endswith(SUFFIXES)
+        return f"{self.name}, {self.weights.split(' (')[0]}" if told else self.name
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,11 @@ class Backbone(ABC):
     """(height, width) of a patch in pixels."""
     final_norm: nn.Module | None
     """The norm that all tokens pass after the last block, or None where only a pooled vector passes it."""
+    attention_context: tuple[str, ...] = ()
+    """Keywords of the attention module's call that its rows depend on beside what it reads: ``rope``, or none.
+
+    An adapter that names any takes them, as the model passed them, in `query_key_value` and `run_attention`.
+    """
 
     @abstractmethod
     def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
@@ -114,8 +123,12 @@ class Backbone(ABC):
         """The modules whose outputs are the queries and keys, (B, H, T, d), used in block ``index``; None if hidden."""
 
     @abstractmethod
-    def query_key_value(self, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries, keys and values, each (B, H, T, d), from what attention of block ``index`` reads."""
+    def query_key_value(self, index: int, x: Tensor, **context: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute queries, keys and values, each (B, H, T, d), from what attention of block ``index`` reads.
+
+        Queries and keys are as the product uses them: after their norm, after rotary positions. ``context`` holds
+        what `attention_context` names.
+        """
 
     @abstractmethod
     def project_heads(self, index: int, heads: Tensor, x: Tensor) -> Tensor:
@@ -124,9 +137,9 @@ class Backbone(ABC):
         ``x`` is what attention read, for models that gate their output by it.
         """
 
-    def attention_rows(self, index: int, x: Tensor, queries: Sequence[int]) -> Tensor:
+    def attention_rows(self, index: int, x: Tensor, queries: Sequence[int], **context: Any) -> Tensor:
         """Compute rows of the pattern from what attention reads: (B, T, D) -> (B, H, Q, T) float32."""
-        q, k, _ = self.query_key_value(index, x)
+        q, k, _ = self.query_key_value(index, x, **context)
         return pattern_rows(q, k, queries)
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -145,12 +158,11 @@ class Backbone(ABC):
 
         Raises `RecordingError` where they do not: a library has changed under vitprobe, or the model is no plain ViT.
         """
-        device = next(self.module.parameters()).device
-        x = torch.randn(1, 7, self.width, generator=torch.Generator().manual_seed(0)).to(device)
         for index in sorted({0, self.num_blocks - 1}):
-            _, _, v = self.query_key_value(index, x)
-            heads = self.attention_rows(index, x, range(7)) @ v
-            own = self.run_attention(index, x)
+            x, context = self.attention_example(index)
+            _, _, v = self.query_key_value(index, x, **context)
+            heads = self.attention_rows(index, x, range(x.shape[1]), **context) @ v
+            own = self.run_attention(index, x, **context)
             error = ((self.project_heads(index, heads, x) - own).abs().max() / own.abs().max().clamp_min(1e-6)).item()
             if not error < tolerance:
                 raise RecordingError(
@@ -158,9 +170,18 @@ class Backbone(ABC):
                     f"relative {error:.1g}; its attention is not of a kind that vitprobe can read"
                 )
 
-    def run_attention(self, index: int, x: Tensor) -> Tensor:
+    def attention_example(self, index: int) -> tuple[Tensor, dict[str, Any]]:
+        """Make a small input for attention of block ``index``, (1, T, D), and the context that goes with it."""
+        return self.random_tokens(7), {}
+
+    def random_tokens(self, num_tokens: int) -> Tensor:
+        """Draw Gaussian tokens, (1, T, D), always the same, on the module's device."""
+        x = torch.randn(1, num_tokens, self.width, generator=torch.Generator().manual_seed(0))
+        return x.to(next(self.module.parameters()).device)
+
+    def run_attention(self, index: int, x: Tensor, **context: Any) -> Tensor:
         """Run the attention module of block ``index`` on what it reads, (B, T, D) -> (B, T, D)."""
-        return self.attention(index)(x)
+        return self.attention(index)(x, **context)
 
 
 def pattern_rows(q: Tensor, k: Tensor, queries: Sequence[int]) -> Tensor:

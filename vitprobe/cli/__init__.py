@@ -5,6 +5,7 @@ import sys
 import typer
 
 from vitprobe import __version__
+from vitprobe.cli.attn_maps import attn_maps
 from vitprobe.cli.norms import norms
 from vitprobe.cli.redraw import redraw
 from vitprobe.errors import ExitCode, VitprobeError
@@ -35,6 +36,7 @@ def _options(
 
 
 app.command(rich_help_panel="Measure")(norms)
+app.command("attn-maps", rich_help_panel="Measure")(attn_maps)
 app.command(rich_help_panel="Show")(redraw)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -26,26 +27,82 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda number: bar.advance(task, number)
 
 
-def norms(summaries: list[dict[str, Any]], titles: list[str], out: Path, request: Any) -> None:
-    """Say what ``norms`` found."""
-    for summary, title in zip(summaries, titles, strict=True):
-        for one in summary["skipped"]:
+def skipped(parts: Sequence[Any]) -> None:
+    """Name on stderr what could not be read."""
+    for part in parts:
+        missing = part.stored.summary["skipped"]
+        for one in missing:
             typer.echo(f"skipped {one['name']}: {one['reason']}", err=True)
-        if summary["skipped"]:
-            typer.echo(f"{title}: {len(summary['skipped'])} inputs could not be read, the rest was measured", err=True)
-    if request.json:
-        typer.echo(to_json(summaries[0] if len(summaries) == 1 else summaries))
+        if missing:
+            typer.echo(f"{part.title}: {len(missing)} inputs could not be read, the rest was measured", err=True)
+
+
+def summaries(parts: Sequence[Any]) -> None:
+    """Print the summary, or the list of several, as JSON and nothing else."""
+    found = [part.stored.summary for part in parts]
+    typer.echo(to_json(found[0] if len(found) == 1 else found))
+
+
+def stdout() -> Console:
+    """Return a console for answers; as wide as its terminal, or wide enough for a table in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def norms(parts: Sequence[Any], out: Path, *, as_json: bool, all_rules: bool, all_blocks: bool) -> None:
+    """Say what ``norms`` found."""
+    skipped(parts)
+    if as_json:
+        summaries(parts)
         return
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False)
-    console.print(_verdicts(summaries, titles))
-    for summary, title in zip(summaries, titles, strict=True):
-        console.print(f"[bold]{title}[/bold]: {'; '.join(summary['evidence']['reasons'])}", highlight=False)
+    console = stdout()
+    console.print(_verdicts([part.stored.summary for part in parts], [part.title for part in parts]))
+    for part in parts:
+        summary = part.stored.summary
+        console.print(
+            f"[bold]{escape(part.title)}[/bold]: {'; '.join(summary['evidence']['reasons'])}", highlight=False
+        )
         _hint(console, summary)
-        if request.all_rules:
+        if all_rules:
             console.print(_rules(summary))
-        if request.block == "all":
+        if all_blocks:
             console.print(_blocks(summary))
-    console.print(f"written to {out}/", highlight=False, soft_wrap=True)
+    written(console, out)
+
+
+def attn_maps(parts: Sequence[Any], out: Path, *, as_json: bool) -> None:
+    """Say what ``attn-maps`` found."""
+    skipped(parts)
+    if as_json:
+        summaries(parts)
+        return
+    console = stdout()
+    table = Table(title="attention after softmax, over all images", title_justify="left", title_style="")
+    for name in ("model", "query", "block", "entropy", "of at most", "on CLS and registers", "on outliers", "outliers"):
+        table.add_column(name, justify="left" if name in ("model", "query") else "right")
+    for part in parts:
+        summary = part.stored.summary
+        for i, block in enumerate(summary["blocks"]):
+            shares = [_mean(summary[key][i]) for key in ("prefix_share", "outlier_share")]
+            table.add_row(
+                escape(part.title) if i == 0 else "",
+                summary["query"] if i == 0 else "",
+                str(block),
+                f"{_mean(summary['entropy_bits'][i]):.2f} bit",
+                f"{summary['entropy_bits_uniform']:.2f}",
+                *(f"{share:.1%}" for share in shares),
+                f"{summary['outlier_fraction']:.2%}" if i == len(summary["blocks"]) - 1 else "",
+            )
+    console.print(table)
+    written(console, out)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def written(console: Console, out: Path) -> None:
+    """Say where the result is."""
+    console.print(f"written to {escape(str(out))}/", highlight=False, soft_wrap=True)
 
 
 def _verdicts(summaries: list[dict[str, Any]], titles: list[str]) -> Table:
@@ -70,7 +127,7 @@ def _verdicts(summaries: list[dict[str, Any]], titles: list[str]) -> Table:
         norm = [f"{summary['norm'][key]:.4g}" for key in ("median", "p99", "max")]
         low, high = summary["outlier_fraction_ci"]
         table.add_row(
-            title,
+            escape(title),
             str(summary["num_images"]),
             str(summary["block"]),
             *norm,

@@ -65,6 +65,15 @@ def blocks(text: str, num_blocks: int) -> tuple[int, ...]:
     return (int(text),)
 
 
+def head(text: str) -> int | str:
+    """Read ``--head``: ``mean``, ``all``, or a number."""
+    if text in ("mean", "all"):
+        return text
+    if not text.isdecimal():
+        raise ArgumentError(f"got head {text!r}; allowed are mean, all, or a number from 0")
+    return int(text)
+
+
 def one_each(weights: Sequence[str], models: Sequence[str]) -> list[str]:
     """Give every model its weights: one value stands for all but organisms, else there is one for each."""
     if len(weights) == 1:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vitprobe.cli.norms import Format
+from vitprobe.cli.options import Format
 
 
 def redraw(
@@ -13,8 +13,15 @@ def redraw(
     format: Format = ["png"],  # noqa: B006
 ) -> None:
     """Draw the figures of a stored result again; needs no weights, images or GPU."""
-    from vitprobe.cli import parse
-    from vitprobe.cli.run_norms import redraw as draw
+    from vitprobe.cli import parse, run_attn_maps, run_norms
+    from vitprobe.cli.session import known_schema, load_parts
+    from vitprobe.errors import ArgumentError
 
-    for path in draw(directory, parse.formats(format)):
+    formats = parse.formats(format)
+    if not formats:
+        raise ArgumentError("got --format none; allowed are png, svg and pdf")
+    bodies = {body.SCHEMA: body for body in (run_norms, run_attn_maps)}
+    parts = load_parts(directory)
+    body = bodies[known_schema(parts[0][1], list(bodies), directory)]
+    for path in body.draw([(title, body.read_back(stored)) for title, stored in parts], directory, formats):
         typer.echo(str(path))

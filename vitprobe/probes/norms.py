@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from vitprobe.backbones.base import Backbone
 from vitprobe.errors import ArgumentError, InputError
+from vitprobe.probes.batch import Batch
 from vitprobe.probes.evidence import EvidenceAccumulator, PatchReadings
 from vitprobe.probes.histogram import NUM_BINS, bin_of
 from vitprobe.probes.norm_stats import KINDS, Examples, NormCounts, NormStats, summarise
@@ -29,14 +29,6 @@ NUM_QUERIES = 16
 """Patches, spread evenly over the grid, whose attention is sampled. Their mean estimates what a token receives without
 leaving the fused kernels; the exact column sums (site ``received_attention``) cost a tenth to a third more time."""
 NUM_EXAMPLES = 6
-
-
-class Batch(Protocol):
-    """What is measured at a time: names, positions in the source, and images (B, 3, H, W) as the model reads them."""
-
-    names: tuple[str, ...]
-    indices: tuple[int, ...]
-    images: Tensor
 
 
 @dataclass
