@@ -11,13 +11,15 @@ import timm
 import torch
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from timm.layers import LayerNorm, SwiGLU, SwiGLUPacked
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitprobe.backbones import load
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, digest_module
 from vitprobe.backbones.open_clip_vit import OpenClipViT
-from vitprobe.backbones.timm_vit import TimmViT, timm_transform
+from vitprobe.backbones.timm_eva import num_registers
+from vitprobe.backbones.timm_vit import TimmViT, adapter_for, timm_transform
 from vitprobe.backbones.zoo import ALIASES
 
 PATCH, WIDTH, HEADS, SIZE = 8, 48, 4, (48, 64)
@@ -30,6 +32,11 @@ TRUE_SIZES = {
     "openclip-b32": 224,
     "timm:vit_medium_patch16_reg4_gap_256": 256,
     "timm:vit_base_patch16_siglip_224": 224,
+    "timm:vit_small_patch16_dinov3": 224,
+    "timm:eva02_tiny_patch14_224": 224,
+    "timm:vit_medium_patch16_rope_reg1_gap_256": 256,
+    "timm:vit_small_patch8_224.dino": 64,
+    "open_clip:ViT-B-32/openai": 96,
 }
 """True architectures with random weights, and the side of their images."""
 SLOW_SIZES = {
@@ -40,6 +47,17 @@ SLOW_SIZES = {
     "timm:vit_base_patch16_224.mae": 224,
     "timm:vit_small_patch16_224.dino": 224,
     "giant of 2 blocks": 224,
+    "timm:vit_base_patch16_siglip_224.v2_webli": 224,
+    "open_clip:ViT-B-32-quickgelu/openai": 224,
+    "timm:vit_base_patch16_dinov3": 256,
+    "timm:vit_small_plus_patch16_dinov3": 256,
+    "timm:eva02_base_patch14_224": 224,
+    "timm:eva02_base_patch16_clip_224": 224,
+    "timm:vit_base_patch16_rope_reg1_gap_256": 256,
+    "timm:vit_betwixt_patch16_rope_reg4_gap_256": 256,
+    "timm:vit_small_patch16_rope_mixed_ape_224": 224,
+    "timm:vit_pe_core_tiny_patch16_384": 384,
+    "timm:vit_pe_spatial_tiny_patch16_512": 256,
 }
 
 TIMM = {
@@ -72,6 +90,18 @@ OPEN_CLIP = {
 REFUSED = {"clip-hidden-norm": {"block_type": "custom", "qk_norm": True}}
 
 
+EVA = {
+    "timm-eva": {"num_reg_tokens": 4, "rope_type": "dinov3", "rope_rotate_half": True, "dynamic_img_size": True},
+    "timm-eva-split": {"qkv_fused": False, "swiglu_mlp": True, "scale_mlp": True, "init_values": 0.1},
+    "timm-eva-glu": {"swiglu_mlp": True, "scale_attn_inner": True, "global_pool": "token", "depth": 3},
+    "timm-eva-pool": {"attn_type": "rope", "use_pre_transformer_norm": True, "global_pool": "map"},
+    "timm-eva-mixed": {"attn_type": "rope", "rope_type": "mixed", "class_token": False, "qk_norm": True},
+    "timm-eva-groups": {"attn_type": "rope", "qkv_fused": False, "num_kv_heads": (4, 2)},
+    "timm-eva-gated": {"attn_type": "rope"},
+    "timm-eva-no-rope": {"use_rot_pos_emb": False, "num_reg_tokens": 2, "no_embed_class": True},
+}
+
+
 def stir_module(module: nn.Module, seed: int = 0) -> None:
     """Redraw all parameters so that attention is peaked and every branch, bias and token matters."""
     generator = torch.Generator().manual_seed(seed)
@@ -100,22 +130,25 @@ def tiny_backbone(name: str = "timm-cls", *, size: tuple[int, int] = SIZE, seed:
     """Build a tiny random backbone of 2 or 3 blocks; the name's first part is its library."""
     spec = ModelSpec(name, "timm", "tiny", f"random (seed {seed})", "", size, 0)
     with torch.random.fork_rng(devices=[]):
-        if name in TIMM:
+        if name in EVA:
+            kwargs = {"depth": 2, "num_classes": 5, "use_rot_pos_emb": True} | EVA[name]
+            module = Eva(size, PATCH, embed_dim=WIDTH, num_heads=HEADS, **kwargs)
+        elif name in TIMM:
             kwargs = {"depth": 2, "num_classes": 5} | TIMM[name]
             module = VisionTransformer(size, PATCH, embed_dim=WIDTH, num_heads=HEADS, **kwargs)
-            if name == "timm-gated":  # timm builds it only inside other models
-                for block in module.blocks:
-                    block.attn = type(block.attn)(WIDTH, HEADS, qkv_bias=True, gated=True)
         else:
             kwargs = {"layers": 2, "head_width": WIDTH // HEADS} | (OPEN_CLIP | REFUSED)[name]
             quick_gelu = kwargs.pop("quick_gelu", False)
             config = CLIPVisionCfg(width=WIDTH, patch_size=PATCH, image_size=size, **kwargs)
             module = _build_vision_tower(16, config, quick_gelu=quick_gelu)
+        if name.endswith("gated"):  # timm builds it only inside other models
+            for block in module.blocks:
+                block.attn = type(block.attn)(WIDTH, HEADS, qkv_bias=True, gated=True)
     stir_module(module, seed)
     library = "timm" if name.startswith("timm") else "open_clip"
-    registers = getattr(module, "num_reg_tokens", 0)
-    spec = replace(spec, library=library, digest=digest_module(module), num_registers=registers)
-    return (TimmViT if library == "timm" else OpenClipViT)(module.eval(), spec, _transform(size))
+    spec = replace(spec, library=library, digest=digest_module(module), num_registers=num_registers(module))
+    adapter = adapter_for(module, name) if library == "timm" else OpenClipViT
+    return adapter(module.eval(), spec, _transform(size))
 
 
 @pytest.fixture(scope="session")
@@ -141,11 +174,11 @@ def giant_of_two_blocks() -> Backbone:
 SLOW_PARAMS = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SIZES]
 
 
-@pytest.fixture(scope="module", params=[*TIMM, *OPEN_CLIP, *TRUE_SIZES, *SLOW_PARAMS])
+@pytest.fixture(scope="module", params=[*TIMM, *EVA, *OPEN_CLIP, *TRUE_SIZES, *SLOW_PARAMS])
 def any_backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every tiny backbone and every true architecture in turn, all of them random."""
     name = request.param
-    if name in TIMM or name in OPEN_CLIP:
+    if name in TIMM or name in EVA or name in OPEN_CLIP:
         return tiny_backbone(name)
     if name in ALIASES or ":" in name:
         side = (TRUE_SIZES | SLOW_SIZES)[name]

@@ -23,8 +23,8 @@ FLOORS = {
 
 SHARED = {
     "inputs": {"images", "scene_shapes", "archives"},
-    "backbones": {"base", "weights", "zoo", "timm_vit"},  # an organism is a timm ViT
-    "probes": {"batch", "evidence", "histogram", "mixture", "norm_stats", "outliers", "patches", "verdict"},
+    "backbones": {"base", "weights", "hub", "zoo", "positions", "timm_eva", "timm_vit"},  # an organism is a timm ViT
+    "probes": {"batch", "evidence", "histogram", "mixture", "norm_stats", "norms", "outliers", "patches", "verdict"},
     "registers": {"base"},
     "training": {"base", "config", "objectives"},
     "plots": {"base", "style", "norm_maps"},

@@ -204,7 +204,10 @@ class Recorder:
 
         def at_input(_: nn.Module, args: tuple, kwargs: dict) -> None:
             x, context = _first(args, kwargs).detach(), self._context(kwargs)
-            rows = lambda queries: self.backbone.attention_rows(index, x, queries, **context)  # noqa: E731
+
+            def rows(queries: Sequence[int]) -> Tensor:
+                return self.backbone.attention_rows(index, x, queries, **context)
+
             self._keep(site, _reduce_rows(site, x.shape[1], rows))
 
         if shown is None:

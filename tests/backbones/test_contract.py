@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from timm.layers import apply_rot_embed_cat
 from torch import Tensor, nn
 
 from vitprobe import recorder as recorder_module
@@ -67,22 +68,47 @@ def error(got: Tensor, expected: Tensor) -> float:
     return ((got.double() - expected.double()).abs().max() / expected.double().abs().max()).item()
 
 
+def own_projection(attn: nn.Module) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The raw weights and biases of queries, keys and values, in float64, however the library keeps them."""
+    if getattr(attn, "q_proj", None) is not None:  # timm's Eva, split
+        layers = (attn.q_proj, attn.k_proj, attn.v_proj)
+        return [p.weight.double() for p in layers], [None if p.bias is None else p.bias.double() for p in layers]
+    weight, bias = (
+        (attn.qkv.weight, attn.qkv.bias) if hasattr(attn, "qkv") else (attn.in_proj_weight, attn.in_proj_bias)
+    )
+    if getattr(attn, "q_bias", None) is not None:  # timm's Eva, fused: keys have no bias
+        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
+    return list(weight.double().chunk(3)), [None] * 3 if bias is None else list(bias.double().chunk(3))
+
+
+def own_rope(backbone: Backbone, index: int) -> Tensor | None:
+    """The rotary positions of a block in float64, (..., P, 2d), from the library's own module for the whole grid."""
+    rope = getattr(backbone.module, "rope", None)
+    if rope is None:
+        return None
+    table = rope.get_embed(shape=backbone.layout().grid)
+    return (table[index] if backbone.module.rope_mixed else table).double()
+
+
 def own_heads(run: Run, index: int) -> tuple[Tensor, ...]:
     """Attention's pattern, queries, keys and values in float64, from the raw weights and what the module read."""
     attn = blocks_of(run.backbone)[index].attn
-    timm = hasattr(attn, "qkv")
-    weight, bias = (attn.qkv.weight, attn.qkv.bias) if timm else (attn.in_proj_weight, attn.in_proj_bias)
     x = run.at("attention_input", index).double()
     heads = []
-    for part, norm in zip(weight.double().chunk(3), ("q_norm", "k_norm", ""), strict=True):
-        start = sum(h.shape[1] * h.shape[3] for h in heads)
-        y = x @ part.T + bias[start : start + part.shape[0]].double()
-        y = torch.stack(y.split(y.shape[-1] // attn.num_heads, dim=-1), dim=1)  # (B, H, T, d)
+    for weight, bias, norm in zip(*own_projection(attn), ("q_norm", "k_norm", ""), strict=True):
+        y = x @ weight.T + (0 if bias is None else bias)
+        num_heads = attn.num_heads if norm == "q_norm" else getattr(attn, "num_kv_heads", attn.num_heads)
+        y = torch.stack(y.split(y.shape[-1] // num_heads, dim=-1), dim=1)  # (B, H, T, d)
+        y = torch.stack([y[:, head * num_heads // attn.num_heads] for head in range(attn.num_heads)], dim=1)
         own = getattr(attn, norm, None)
         if isinstance(own, nn.LayerNorm):
             centred = y - y.mean(dim=-1, keepdim=True)
             y = centred / (centred.square().mean(dim=-1, keepdim=True) + own.eps).sqrt()
             y = y * own.weight.double() + own.bias.double()
+        rope = own_rope(run.backbone, index)
+        if rope is not None and norm:
+            where = run.backbone.layout().patches
+            y[:, :, where] = apply_rot_embed_cat(y[:, :, where], rope, half=attn.rotate_half)
         heads.append(y)
     q, k, v = heads
     scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / q.shape[-1] ** 0.5
@@ -94,8 +120,9 @@ def library_stream(run: Run) -> list[Tensor]:
     """resid_post of every block as the library itself returns it, prefix tokens put back in front."""
     with torch.no_grad():
         if run.backbone.spec.library == "timm":
+            prefix = run.backbone.module.num_prefix_tokens > 0  # without any, Eva trips over its own empty hands
             pairs = run.backbone.module.forward_intermediates(
-                run.images, norm=False, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+                run.images, norm=False, return_prefix_tokens=prefix, output_fmt="NLC", intermediates_only=True
             )
             return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in pairs]
         out = run.backbone.module.forward_intermediates(
@@ -267,7 +294,7 @@ def test_edits_that_change_nothing_change_no_bit(run: Run) -> None:
     """A copy in place of every tensor that can be edited."""
     backbone = run.backbone
     missing = {"final_norm"} if backbone.final_norm is None else set()
-    missing |= {"queries", "keys"} if backbone.spec.library == "open_clip" else set()
+    missing |= {"queries", "keys"} if backbone.query_key_modules(1) is None else set()
     edits = {kind: None if kind in MODEL_KINDS else 1 for kind in EDITABLE if kind not in missing}
     sites = [Site(kind, block, edit=torch.clone, keep=False) for kind, block in edits.items()]
     with torch.no_grad():

@@ -1,35 +1,18 @@
 """The command ``norms`` as its user meets it: exit codes, stdout, stderr, what is on disk."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vitprobe import results
-from vitprobe.cli import main
 
 FIGURES = {f"{name}.png" for name in ("histogram", "blocks", "kinds", "frequency", "examples", "attention")}
 SUMMARY_KEYS = {
     "model", "num_images", "num_patch_tokens", "block", "norm_point", "rule", "cutoff", "bimodal", "outlier_fraction",
     "outlier_fraction_ci", "onset_block", "norm", "verdict", "evidence", "skipped",
 }  # fmt: skip
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run the command line in a folder of its own: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["vitprobe", *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capsys.readouterr()
-        return ended.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture

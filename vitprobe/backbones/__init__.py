@@ -4,11 +4,10 @@ Nothing heavy is imported until a backbone is loaded.
 """
 
 import difflib
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprobe.backbones.zoo import ALIASES, NAMES_HELP, ORGANISMS
+from vitprobe.backbones.zoo import ALIASES, HUB, LOCAL, NAMES_HELP, ORGANISMS, read_config
 from vitprobe.errors import ArgumentError, WeightsError
 
 if TYPE_CHECKING:
@@ -22,76 +21,87 @@ def load(
     image_size: tuple[int, int] | None = None,
     seed: int = 0,
     device: str = "cpu",
+    pos_embed: str = "timm",
 ) -> "Backbone":
     """Load a backbone in evaluation mode.
 
-    ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, an organism, or a checkpoint's folder.
-    ``weights``: ``hub`` (the libraries' cache and client), a file, or ``random`` with ``seed``. ``image_size``:
-    (height, width) in pixels, multiples of the patch; by default the size the weights were made for. Raises
-    `ArgumentError` for a name or size that is not allowed, `WeightsError` where weights cannot be had.
+    ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, a repository of the hub or a folder as the
+    libraries take them (``[timm:]hf-hub:ORG/NAME``, ``open_clip:hf-hub:ORG/NAME``, ``local-dir:PATH``), an organism,
+    or a checkpoint's folder. ``weights``: ``hub`` (the libraries' cache and client), a file, or ``random`` with
+    ``seed``. ``image_size``: (height, width) in pixels, multiples of the patch; by default the size the weights were
+    made for. ``pos_embed``: how positions come to another size, ``timm`` or, for DINOv2 without registers,
+    ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where weights
+    cannot be had.
     """
     if weights not in ("hub", "random") and not Path(weights).is_file():
         raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
-    backbone = _load(name, weights=weights, image_size=image_size, seed=seed)
+    if pos_embed not in ("timm", "official"):
+        raise ArgumentError(f"got positions {pos_embed!r}; allowed are timm and official")
+    backbone = _load(name, weights=weights, image_size=image_size, seed=seed, pos_embed=pos_embed)
     backbone.module.to(device)
     return backbone
 
 
-def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: int) -> "Backbone":
+def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: int, pos_embed: str) -> "Backbone":
     from vitprobe.backbones.base import ModelSpec
+    from vitprobe.backbones.positions import check_official
 
-    blank = {"weights": "", "digest": "", "image_size": (0, 0), "num_registers": 0}
+    entry = ALIASES.get(name)
+    library, architecture = ("", "") if entry or name in ORGANISMS else _read_name(name)
+    library = entry.library if entry else library
+    if pos_embed == "official" and library != "timm":
+        check_official(name, "", num_registers=0)
     if name in ORGANISMS:
         from vitprobe.backbones.organism import load_organism
 
         if weights != "hub":
             raise ArgumentError(f"{name} is planted from a seed and takes no weights; leave --weights out")
         return load_organism(name, image_size=image_size, seed=seed)
-    entry = ALIASES.get(name)
-    if entry is not None and entry.library == "timm":
+    blank = {"weights": "", "digest": "", "image_size": (0, 0), "num_registers": 0, "pos_embed": pos_embed}
+    if library == "timm":
         from vitprobe.backbones.timm_vit import load_timm
 
-        spec = ModelSpec(name, "timm", f"{entry.architecture}.{entry.tag}", paradigm=entry.paradigm, **blank)
+        architecture = f"{entry.architecture}.{entry.tag}" if entry else architecture
+        spec = ModelSpec(name, "timm", architecture, paradigm=entry.paradigm if entry else "unknown", **blank)
         return load_timm(spec, weights=weights, image_size=image_size, seed=seed)
-    if name.startswith("timm:") or _is_timm_checkpoint(name):
-        from vitprobe.backbones.timm_vit import load_timm
+    from vitprobe.backbones.open_clip_vit import load_open_clip
 
-        architecture = name.removeprefix("timm:") if name.startswith("timm:") else f"local-dir:{name}"
-        return load_timm(
-            ModelSpec(name, "timm", architecture, **blank), weights=weights, image_size=image_size, seed=seed
-        )
-    if entry is not None or name.startswith("open_clip:"):
-        from vitprobe.backbones.open_clip_vit import load_open_clip
-
-        architecture, _, tag = name.removeprefix("open_clip:").partition("/")
-        if entry is not None:
-            architecture, tag = entry.architecture, entry.tag
-        paradigm = "text-supervised"
-        spec = ModelSpec(name, "open_clip", architecture, paradigm=paradigm, **blank)
-        return load_open_clip(spec, tag=tag or None, weights=weights, image_size=image_size, seed=seed)
-    raise ArgumentError(_unknown(name))
+    tag = entry.tag if entry else None
+    if not architecture.startswith((HUB, LOCAL)):
+        architecture, _, tag = (entry.architecture, "", entry.tag) if entry else architecture.partition("/")
+    spec = ModelSpec(name, "open_clip", architecture, paradigm="text-supervised", **blank)
+    return load_open_clip(spec, tag=tag or None, weights=weights, image_size=image_size, seed=seed)
 
 
-def _is_timm_checkpoint(name: str) -> bool:
-    """Tell whether a name is a folder with a model in timm's layout. Raises `ArgumentError` for any other path."""
-    path = Path(name)
-    if path.is_file():
+def _read_name(name: str) -> tuple[str, str]:
+    """Tell the library that a name belongs to, and what that library calls the model.
+
+    Raises `ArgumentError` for a name that is no model's, and for a path that is no folder.
+    """
+    library, _, rest = name.partition(":")
+    if library in ("timm", "open_clip"):
+        return library, rest
+    if name.startswith(HUB):
+        return "timm", name
+    folder = Path(name.removeprefix(LOCAL))
+    if folder.is_file():
         raise ArgumentError(
             f"{name} is a file, which does not say its architecture; give --model NAME --weights {name}"
         )
-    if not path.is_dir():
+    if not folder.is_dir():
+        raise ArgumentError(f"got {name}, which is no folder" if name.startswith(LOCAL) else _unknown(name))
+    return "open_clip" if _is_open_clip_folder(folder) else "timm", f"{LOCAL}{folder}"
+
+
+def _is_open_clip_folder(folder: Path) -> bool:
+    """Tell whether a folder holds open_clip's config and none of timm's; some repositories hold both."""
+    if not (folder / "open_clip_config.json").is_file():
         return False
     try:
-        config = json.loads((path / "config.json").read_text())
-    except FileNotFoundError:
-        raise ArgumentError(
-            f"{name} holds no config.json; a checkpoint is a folder with config.json and weights"
-        ) from None
-    except (ValueError, OSError) as error:
-        raise ArgumentError(f"{name}/config.json cannot be read ({error}); it must be JSON") from error
-    if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
-        raise ArgumentError(f"{name}/config.json names no architecture; a checkpoint's config names timm's")
-    return True
+        read_config(folder / "config.json", label=str(folder), kind="architecture")
+    except ArgumentError:
+        return True
+    return False
 
 
 def _unknown(name: str) -> str:

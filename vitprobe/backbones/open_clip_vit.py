@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, absorbed_rows, check_image_size, digest_module
 from vitprobe.backbones.weights import hub_file, load_into, read_state_dict
+from vitprobe.backbones.zoo import HUB, LOCAL, hub_repo, read_config
 from vitprobe.errors import ArgumentError, WeightsError
 from vitprobe.tokens import TokenLayout
+
+CONFIG = "open_clip_config.json"
+WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""The names of open_clip's files in a folder or on the hub."""
 
 
 class OpenClipViT(Backbone):
@@ -103,17 +108,30 @@ def load_open_clip(
 ) -> OpenClipViT:
     """Load the vision tower of an open_clip architecture at any image size; the text tower is never built.
 
-    ``weights``: ``hub`` (the file behind ``tag``), ``random``, or a path to the whole model or to its visual tower.
-    Positions are resized in 2-D (bicubic, antialiased, as open_clip does at creation), rows and columns apart.
+    ``spec.architecture``: open_clip's name, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``; those two hold one set of
+    weights and take no tag. ``weights``: ``hub`` (the file behind ``tag``, or beside the config), ``random``, or a path
+    to the whole model or to its visual tower. Positions are resized in 2-D (bicubic, antialiased, as open_clip does at
+    creation), rows and columns apart.
     Raises `ArgumentError` for what is no plain ViT or a size off the patch grid, `WeightsError` for the weights.
     """
-    config = _config(spec)
-    preprocess = _preprocess(spec, tag, needed=weights == "hub")
-    vision = dict(config["vision_cfg"])
+    if spec.architecture.startswith((HUB, LOCAL)):
+        stored = _read_stored(spec)
+        config, preprocess, tag = stored["model_cfg"], dict(stored.get("preprocess_cfg") or {}), "pretrained"
+        refuse_other_towers(config, spec.name)
+    else:
+        config = _config(spec)
+        preprocess = _preprocess(spec, tag, needed=weights == "hub")
+    vision = {"image_size": 224, "patch_size": 16} | config["vision_cfg"]  # what open_clip takes where nothing is said
     native = _pair(vision["image_size"])
     size = check_image_size(image_size or native, _pair(vision["patch_size"]))
     quick_gelu = bool(config.get("quick_gelu") or preprocess.get("quick_gelu"))
-    module = _tower(config, vision | {"image_size": size}, quick_gelu=quick_gelu, seed=seed)
+    try:
+        module = _tower(config, vision | {"image_size": size}, quick_gelu=quick_gelu, seed=seed)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ArgumentError(
+            f"open_clip cannot build the tower of {spec.name} ({detail}); is its config whole?"
+        ) from error
     made = f"random (seed {seed})"
     if weights != "random":
         file = _fetch(spec, preprocess) if weights == "hub" else Path(weights)
@@ -134,14 +152,30 @@ def _config(spec: ModelSpec) -> dict[str, Any]:
         base = spec.architecture[:5].lower()
         near = [name for name in open_clip.list_models() if name.lower().startswith(base)][:4]
         raise ArgumentError(f"open_clip has no model {spec.architecture}; near it: {', '.join(near or ['ViT-B-32'])}")
-    vision = config["vision_cfg"]
-    if vision.get("timm_model_name"):
-        raise ArgumentError(
-            f"the tower of {spec.name} is built by timm; ask for it as timm:{vision['timm_model_name']}"
-        )
-    if isinstance(vision.get("layers"), (list, tuple)):
-        raise ArgumentError(f"the tower of {spec.name} is a ResNet; open_clip's ViTs are allowed, e.g. ViT-B-32")
+    refuse_other_towers(config, spec.name)
     return config
+
+
+def refuse_other_towers(config: dict[str, Any], name: str) -> None:
+    """Raise `ArgumentError`, by name, for a config whose tower is not open_clip's own ViT."""
+    vision = config.get("vision_cfg")
+    if not isinstance(vision, dict) or not isinstance(config.get("embed_dim"), int):
+        raise ArgumentError(f"the config of {name} has no vision_cfg and embed_dim; open_clip's own are allowed")
+    if vision.get("timm_model_name"):
+        raise ArgumentError(f"the tower of {name} is built by timm; ask for it as timm:{vision['timm_model_name']}")
+    if isinstance(vision.get("layers"), (list, tuple)):
+        raise ArgumentError(f"the tower of {name} is a ResNet; open_clip's ViTs are allowed, e.g. ViT-B-32")
+
+
+def _read_stored(spec: ModelSpec) -> dict[str, Any]:
+    """Read the config that lies beside the weights, on the hub or in a folder."""
+    if spec.architecture.startswith(HUB):
+        repo = hub_repo(spec.architecture)
+        path, label = hub_file(repo, [CONFIG], model=spec.name), repo
+    else:
+        label = spec.architecture.removeprefix(LOCAL)
+        path = Path(label) / CONFIG
+    return read_config(path, label=label, kind="model_cfg")
 
 
 def _preprocess(spec: ModelSpec, tag: str | None, *, needed: bool) -> dict[str, Any]:
@@ -165,9 +199,17 @@ def _tower(config: dict[str, Any], vision: dict[str, Any], *, quick_gelu: bool, 
 
 
 def _fetch(spec: ModelSpec, preprocess: dict[str, Any]) -> Path:
+    if spec.architecture.startswith(HUB):
+        return hub_file(hub_repo(spec.architecture), WEIGHTS, model=spec.name)
+    if spec.architecture.startswith(LOCAL):
+        folder = Path(spec.architecture.removeprefix(LOCAL))
+        found = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+        if not found:
+            raise WeightsError(f"{folder} holds no weights; beside {CONFIG} belongs {' or '.join(WEIGHTS)}")
+        return found[0]
     repo, _, filename = str(preprocess.get("hf_hub", "")).rpartition("/")
     if repo:
-        names = [filename] if filename else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        names = [filename] if filename else list(WEIGHTS)
         stem = filename.rpartition(".")[0]
         names = [f"{stem}.safetensors", filename] if stem and not filename.endswith(".safetensors") else names
         return hub_file(repo, names, model=spec.name)

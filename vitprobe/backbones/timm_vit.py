@@ -1,4 +1,4 @@
-"""Plain vision transformers of timm: DeiT-III, DINOv2, AugReg, MAE, DINO, CLIP and SigLIP towers, ..."""
+"""Plain vision transformers of timm: DeiT-III, DINOv2, AugReg, MAE, DINO, CLIP and SigLIP towers, ...; and loading."""
 
 import difflib
 import warnings
@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, check_image_size, digest_module
+from vitprobe.backbones.positions import check_official, set_official
+from vitprobe.backbones.timm_eva import ALLOWED, TimmEva, num_registers, refuse_if_not_plain_eva
 from vitprobe.backbones.weights import hub_file, read_state_dict, weights_in
+from vitprobe.backbones.zoo import HUB, LOCAL, hub_repo, read_config
 from vitprobe.errors import ArgumentError, WeightsError
 from vitprobe.tokens import TokenLayout
 
@@ -79,115 +82,153 @@ def refuse_if_not_plain(module: nn.Module, name: str) -> None:
     from timm.layers import Attention
     from timm.models.vision_transformer import Block, VisionTransformer
 
-    allowed = "allowed are timm's plain ViTs (VisionTransformer of Block and Attention), open_clip's, and the aliases"
     if getattr(module, "dist_token", None) is not None:
         raise ArgumentError(
-            f"{name} has a distillation token, which is neither CLS nor register, and is refused; {allowed}; "
+            f"{name} has a distillation token, which is neither CLS nor register, and is refused; {ALLOWED}; "
             "take the model without distillation"
         )
     if type(module) is not VisionTransformer:
-        raise ArgumentError(f"{name} is a {type(module).__name__}, no plain ViT; {allowed}")
+        raise ArgumentError(f"{name} is a {type(module).__name__}, no plain ViT; {ALLOWED}")
     for block in module.blocks:
         if type(block) is not Block:
-            raise ArgumentError(f"{name} is built of {type(block).__name__}, no plain Block; {allowed}")
+            raise ArgumentError(f"{name} is built of {type(block).__name__}, no plain Block; {ALLOWED}")
         if type(block.attn) is not Attention or not hasattr(block.mlp, "fc2"):
             parts = f"{type(block.attn).__name__} and {type(block.mlp).__name__}"
-            raise ArgumentError(f"{name} has blocks of {parts}, not of Attention and an MLP with fc2; {allowed}")
+            raise ArgumentError(f"{name} has blocks of {parts}, not of Attention and an MLP with fc2; {ALLOWED}")
     if module.num_prefix_tokens != int(module.has_class_token) + module.num_reg_tokens:
-        raise ArgumentError(f"{name} has prefix tokens that are neither CLS nor registers; {allowed}")
+        raise ArgumentError(f"{name} has prefix tokens that are neither CLS nor registers; {ALLOWED}")
 
 
-def load_timm(spec: ModelSpec, *, weights: str, image_size: tuple[int, int] | None, seed: int) -> TimmViT:
-    """Load a timm ViT by ``spec.architecture`` (with its tag, if any) at any image size.
+def adapter_for(module: nn.Module, name: str) -> type[TimmViT] | type[TimmEva]:
+    """Choose the adapter by the class of the model. Raises `ArgumentError`, by name, for what neither can state."""
+    from timm.models.eva import Eva
 
-    ``weights``: ``hub``, ``random`` or a path. Positions are resized in 2-D by timm itself (bicubic, antialiased).
-    Raises `ArgumentError` for what is no plain ViT or a size off the patch grid, `WeightsError` for the weights.
+    if type(module) is Eva:
+        refuse_if_not_plain_eva(module, name)
+        return TimmEva
+    refuse_if_not_plain(module, name)
+    return TimmViT
+
+
+def load_timm(spec: ModelSpec, *, weights: str, image_size: tuple[int, int] | None, seed: int) -> Backbone:
+    """Load a timm ViT by ``spec.architecture`` (name and tag, ``hf-hub:`` or ``local-dir:``) at any image size.
+
+    ``weights``: ``hub``, ``random`` or a path. Positions are resized in 2-D by timm itself (bicubic, antialiased), or
+    as ``spec.pos_embed`` asks. Raises `ArgumentError` for what is no plain ViT, a size off the patch grid or positions
+    that the model does not have, `WeightsError` for the weights.
     """
-    cfg, patch, default_size = _look(spec)
-    size = check_image_size(image_size or default_size, patch)
-    module = _build(spec, cfg, weights=weights, size=size, seed=seed).eval()
-    made = {"hub": cfg.tag or "pretrained", "random": f"random (seed {seed})"}.get(weights, Path(weights).name)
-    spec = replace(
-        spec, image_size=size, num_registers=module.num_reg_tokens, weights=made, digest=digest_module(module)
-    )
-    return TimmViT(module, spec, timm_transform(module, size))
+    source = _source(spec)
+    seen = _look(spec, source)
+    cfg, native, grid = seen.pretrained_cfg, seen.patch_embed.img_size, seen.patch_embed.grid_size
+    size = check_image_size(image_size or tuple(native), (native[0] // grid[0], native[1] // grid[1]))
+    if spec.pos_embed == "official":
+        check_official(spec.name, cfg.get("architecture", ""), num_registers=num_registers(seen))
+    if weights == "random":
+        module = _random(spec, source, size=size, seed=seed).eval()
+    else:
+        module = _pretrained(spec, source, cfg, weights=weights, size=size).eval()
+    made = {"hub": cfg.get("tag") or "pretrained", "random": f"random (seed {seed})"}.get(weights, Path(weights).name)
+    registers, digest = num_registers(module), digest_module(module)
+    spec = replace(spec, image_size=size, num_registers=registers, weights=made, digest=digest)
+    return adapter_for(module, spec.name)(module, spec, timm_transform(module, size))
 
 
-def _look(spec: ModelSpec) -> tuple[Any, tuple[int, int], tuple[int, int]]:
+def _source(spec: ModelSpec) -> str:
+    """Return what timm's factory takes; a config on the hub is fetched, or found in the cache, and its folder taken."""
+    if spec.architecture.startswith(HUB):
+        repo = hub_repo(spec.architecture)
+        path, label = hub_file(repo, ["config.json"], model=spec.name), repo
+    elif spec.architecture.startswith(LOCAL):
+        label = spec.architecture.removeprefix(LOCAL)
+        path = Path(label) / "config.json"
+    else:
+        return spec.architecture
+    read_config(path, label=label, kind="architecture")
+    return f"{LOCAL}{path.parent}"
+
+
+def _look(spec: ModelSpec, source: str) -> nn.Module:
     """Build the model without memory: refuse it early, and learn its config, patch and default size in pixels."""
     import timm
     from timm.models import is_model
 
-    known = spec.architecture.startswith("local-dir:") or is_model(spec.architecture.split(".")[0])
-    if not known:
-        names = timm.list_models(["vit_*", "deit3_*"], exclude_filters=["vit_*rope*", "vit_*relpos*"])
-        near = difflib.get_close_matches(spec.architecture.split(".")[0], names, n=3)
+    if not (source.startswith(LOCAL) or is_model(source.split(".")[0])):
+        names = timm.list_models(["vit_*", "deit3_*", "eva02_*"], exclude_filters=["vit_*relpos*"])
+        near = difflib.get_close_matches(source.split(".")[0], names, n=3)
         near = near or ["vit_base_patch16_224", "deit3_small_patch16_224"]
-        raise ArgumentError(f"timm has no model {spec.architecture}; near it: {', '.join(near)}")
+        raise ArgumentError(f"timm has no model {source}; near it: {', '.join(near)}")
     try:
         with torch.device("meta"):
-            module = timm.create_model(spec.architecture, pretrained=False)
+            module = timm.create_model(source, pretrained=False)
     except (RuntimeError, NotImplementedError, TypeError):  # an architecture that cannot be built on meta
-        module = _create_anyway(spec)
-    refuse_if_not_plain(module, spec.name)
-    size = module.patch_embed.img_size
-    rows, cols = module.patch_embed.grid_size
-    from timm.models import PretrainedCfg
-
-    cfg = PretrainedCfg(**{k: v for k, v in module.pretrained_cfg.items() if k in PretrainedCfg.__annotations__})
-    return cfg, (size[0] // rows, size[1] // cols), (size[0], size[1])
+        module = _create_anyway(spec, source)
+    adapter_for(module, spec.name)
+    return module
 
 
-def _create_anyway(spec: ModelSpec) -> nn.Module:
+def _create_anyway(spec: ModelSpec, source: str) -> nn.Module:
     """Build the model in memory. Raises `ArgumentError` where timm cannot: an unknown tag or argument."""
     import timm
 
     try:
         with torch.random.fork_rng(devices=[]):
-            return timm.create_model(spec.architecture, pretrained=False)
+            return timm.create_model(source, pretrained=False)
     except (RuntimeError, TypeError) as error:
-        base, _, tag = spec.architecture.partition(".")
-        tags = timm.list_pretrained(f"{base}.*") if tag and not base.startswith("local-dir:") else []
+        base, _, tag = source.partition(".")
+        tags = timm.list_pretrained(f"{base}.*") if tag and not base.startswith(LOCAL) else []
         near = f"; its tags: {', '.join(name.partition('.')[2] for name in tags)}" if tags else ""
         raise ArgumentError(f"timm cannot build {spec.name} ({' '.join(str(error).split())[:200]}){near}") from error
 
 
-def _build(spec: ModelSpec, cfg: Any, *, weights: str, size: tuple[int, int], seed: int) -> nn.Module:
+def _random(spec: ModelSpec, source: str, *, size: tuple[int, int], seed: int) -> nn.Module:
     import timm
 
-    if weights == "random":
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = timm.create_model(source, pretrained=False, img_size=size)
+        if spec.pos_embed == "official":  # of the table that this seed gives at the model's own size
             torch.manual_seed(seed)
-            return timm.create_model(spec.architecture, pretrained=False, img_size=size)
-    if weights != "hub":
-        file = Path(weights)
-    elif spec.architecture.startswith("local-dir:"):
-        file = weights_in(Path(spec.architecture.removeprefix("local-dir:")))
-    elif cfg.hf_hub_id:
-        names = [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-        file = hub_file(cfg.hf_hub_id, names, model=spec.name)
-    elif cfg.url:
-        return _create(spec, f"timm's weights of {spec.name}", img_size=size)
-    else:
-        raise WeightsError(f"timm has no pretrained weights for {spec.name}; give --weights FILE or --weights random")
+            set_official(module, timm.create_model(source, pretrained=False).state_dict(), file="the random table")
+    return module
+
+
+def _pretrained(spec: ModelSpec, source: str, cfg: dict[str, Any], *, weights: str, size: tuple[int, int]) -> nn.Module:
+    file = _find_weights(spec, source, cfg) if weights == "hub" else Path(weights)
+    if file is None:
+        return _create(spec, source, f"timm's weights of {spec.name}", img_size=size)
     state = read_state_dict(file)
-    module = _create(spec, file.name, img_size=size, pretrained_cfg_overlay={"state_dict": state})
+    module = _create(spec, source, file.name, img_size=size, pretrained_cfg_overlay={"state_dict": state})
     stored, own = (tensors.get("patch_embed.proj.weight") for tensors in (state, module.state_dict()))
     resized = stored is not None and stored.ndim == 4 and stored.shape != own.shape  # by timm, without a word
     if resized and weights != "hub":
         got, need = (" x ".join(map(str, w.shape[-2:])) for w in (stored, own))
         raise WeightsError(f"{file.name} has patches of {got} px, {spec.name} of {need}; is it another model's file?")
+    if spec.pos_embed == "official":
+        set_official(module, state, file=file.name)
     return module
 
 
-def _create(spec: ModelSpec, file: str, **kwargs: Any) -> nn.Module:
+def _find_weights(spec: ModelSpec, source: str, cfg: dict[str, Any]) -> Path | None:
+    """Return the weights file behind a model's name; None where timm alone can fetch it, from an address."""
+    repo = hub_repo(spec.architecture) if spec.architecture.startswith(HUB) else cfg.get("hf_hub_id")
+    if spec.architecture.startswith(LOCAL):
+        return weights_in(Path(source.removeprefix(LOCAL)))
+    if repo:
+        name = cfg.get("hf_hub_filename")
+        return hub_file(repo, [name] if name else ["model.safetensors", "pytorch_model.bin"], model=spec.name)
+    if cfg.get("url") and spec.pos_embed == "timm":
+        return None
+    raise WeightsError(f"timm has no pretrained weights for {spec.name}; give --weights FILE or --weights random")
+
+
+def _create(spec: ModelSpec, source: str, file: str, **kwargs: Any) -> nn.Module:
     """Let timm build and load a model, its own key filter and position resize included; every key must fit."""
     import timm
 
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore", UserWarning)
-            return timm.create_model(spec.architecture, pretrained=True, **kwargs)
+            return timm.create_model(source, pretrained=True, **kwargs)
     except (RuntimeError, KeyError, AttributeError, ValueError, AssertionError, OSError) as error:
         detail = " ".join(str(error).split())[:240] or type(error).__name__
         raise WeightsError(f"{file} does not fit {spec.name} ({detail}); is it the file of another model?") from error

@@ -1,15 +1,14 @@
 """Where weights come from: the hub's cache, the hub, a local file. Never a pickle that runs code."""
 
-import os
-import socket
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
 
+from vitprobe.backbones import hub
+from vitprobe.backbones.hub import short
 from vitprobe.errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -53,7 +52,7 @@ def _read_safetensors(path: Path) -> dict:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path.name} is no whole safetensors file ({_short(error)}); fetch it again") from error
+        raise WeightsError(f"{path.name} is no whole safetensors file ({short(error)}); fetch it again") from error
 
 
 def _read_pickle(path: Path) -> dict:
@@ -69,7 +68,7 @@ def _read_pickle(path: Path) -> dict:
             "save its state dict as .safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise WeightsError(f"{path.name} is no whole PyTorch file ({_short(error)}); fetch it again") from error
+        raise WeightsError(f"{path.name} is no whole PyTorch file ({short(error)}); fetch it again") from error
     if not isinstance(state, dict):
         raise WeightsError(f"{path.name} holds a {type(state).__name__}; a weights file holds a dictionary of tensors")
     return state
@@ -81,50 +80,29 @@ def hub_file(repo: str, filenames: Sequence[str], *, model: str) -> Path:
     Uses the Hugging Face client and its cache (``HF_HOME``, ``HF_ENDPOINT``, ``HF_HUB_OFFLINE`` are honoured). Raises
     `WeightsError`, naming the file, how to fetch it elsewhere and how to point here, where it cannot be had.
     """
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import constants
 
-    for filename in filenames:
-        try:
-            return Path(hf_hub_download(repo, filename, local_files_only=True))
-        except LocalEntryNotFoundError:
-            continue
-    reason = (
-        "the hub is switched off (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else _hub_silence(constants.ENDPOINT)
-    )
+    cached = hub.cached_file(repo, filenames)
+    damage = hub.fault(cached) if cached else ""
+    if cached and not damage:
+        return cached
+    reason = hub.silence()
+    where = f"is damaged ({damage}) in" if damage and reason else "is not in"
+    if cached and not reason:
+        hub.forget(cached)
     for filename in () if reason else filenames:
         try:
-            return Path(hf_hub_download(repo, filename))
-        except LocalEntryNotFoundError as error:  # the hub does not answer, after the client's own retries
-            reason = _short(error)
-            break
-        except EntryNotFoundError:
+            return hub.fetch_by_client(repo, filename)
+        except hub.NoSuchFileError:
             reason = f"{repo} has none of {', '.join(filenames)}"
-        except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:  # the bases: a connection that breaks off
-            reason = _short(error)
+        except WeightsError as error:
+            reason = str(error)
             break
-    raise WeightsError(_how_to_fetch(model, repo, filenames[0], reason, constants.HF_HUB_CACHE))
-
-
-def _how_to_fetch(model: str, repo: str, filename: str, reason: str, cache: str) -> str:
-    return (
-        f"no weights for {model}: {reason}, and {repo}/{filename} is not in the cache ({cache}). On a machine with "
-        f"network: 'hf download {repo} {filename} --local-dir weights'; bring the file here and add "
-        f"'--weights weights/{filename}'. For a dry run: '--weights random'."
+    raise WeightsError(
+        f"no weights for {model}: {reason}, and {repo}/{filenames[0]} {where} the cache ({constants.HF_HUB_CACHE}). On "
+        f"a machine with network: 'hf download {repo} {filenames[0]} --local-dir weights'; bring the file here and add "
+        f"'--weights weights/{filenames[0]}'. For a dry run: '--weights random'."
     )
-
-
-def _hub_silence(endpoint: str, timeout: float = 5.0) -> str:
-    """Say why the hub cannot be reached, or "" where it can: one quick look, since the client retries for 45 s."""
-    parts = urlsplit(endpoint)
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY")):
-        return ""
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or endpoint, port), timeout=timeout).close()
-    except OSError as error:
-        return f"the hub ({endpoint}) does not answer ({_short(error)})"
-    return ""
 
 
 def load_into(module: nn.Module, state: dict[str, Tensor], *, file: str, model: str) -> None:
@@ -140,8 +118,3 @@ def load_into(module: nn.Module, state: dict[str, Tensor], *, file: str, model: 
         detail += [f"{len(unknown)} unknown ({unknown[0]} ...)"] if unknown else []
         raise WeightsError(f"{file} does not fit {model}: {'; '.join(detail)}; is it the file of another model?")
     module.load_state_dict(state)
-
-
-def _short(error: BaseException) -> str:
-    """Return the first line of an error's message, bounded."""
-    return (str(error).strip().split("\n")[0] or type(error).__name__)[:200]

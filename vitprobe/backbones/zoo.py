@@ -1,6 +1,11 @@
 """The backbones that have a short name: a table, and how a name is read."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vitprobe.errors import ArgumentError
 
 PARADIGMS = {
     "deit3": "supervised",
@@ -85,6 +90,37 @@ ALIASES: dict[str, ZooEntry] = {entry.alias: entry for entry in ZOO}
 ALIASES.update({short: ALIASES[alias] for short, alias in SHORT_NAMES.items()})
 
 NAMES_HELP = (
-    "an alias (" + ", ".join((*ORGANISMS, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG "
-    "or a checkpoint's folder"
+    "an alias (" + ", ".join((*ORGANISMS, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG, "
+    "hf-hub:ORG/NAME or a checkpoint's folder"
 )
+
+HUB, LOCAL = "hf-hub:", "local-dir:"
+"""How both libraries mark a repository of the hub and a folder."""
+
+
+def hub_repo(name: str) -> str:
+    """Take the repository out of ``hf-hub:ORG/NAME``. Raises `ArgumentError` where it is none, or has a revision."""
+    repo = name.removeprefix(HUB)
+    if repo.count("/") != 1 or not all(repo.split("/")) or set(repo) & set("@:?# "):
+        raise ArgumentError(f"got {name!r}; allowed is hf-hub:ORG/NAME, without a revision")
+    return repo
+
+
+def read_config(path: Path, *, label: str, kind: str) -> dict[str, Any]:
+    """Read a model's JSON config. Raises `ArgumentError`, calling the model's folder ``label``, where it is none.
+
+    ``kind``: the key whose value tells that the config is of the library asked for, ``architecture`` (a string, timm)
+    or ``model_cfg`` (an object, open_clip).
+    """
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArgumentError(
+            f"{label} holds no {path.name}; a checkpoint is a folder with {path.name} and weights"
+        ) from error
+    except (ValueError, OSError) as error:
+        raise ArgumentError(f"{label}/{path.name} cannot be read ({error}); it must be JSON") from error
+    needed, whose = (str, "timm's") if kind == "architecture" else (dict, "open_clip's")
+    if not isinstance(config, dict) or not isinstance(config.get(kind), needed):
+        raise ArgumentError(f"{label}/{path.name} names no {kind}; a checkpoint's config names {whose}")
+    return config

@@ -6,6 +6,10 @@ import typer
 
 from vitprobe import __version__
 from vitprobe.cli.attn_maps import attn_maps
+from vitprobe.cli.bench import bench
+from vitprobe.cli.calibrate import calibrate
+from vitprobe.cli.fetch import fetch
+from vitprobe.cli.models import models
 from vitprobe.cli.norms import norms
 from vitprobe.cli.redraw import redraw
 from vitprobe.errors import ExitCode, VitprobeError
@@ -37,7 +41,11 @@ def _options(
 
 app.command(rich_help_panel="Measure")(norms)
 app.command("attn-maps", rich_help_panel="Measure")(attn_maps)
+app.command(rich_help_panel="Trust")(calibrate)
+app.command(rich_help_panel="Trust")(bench)
 app.command(rich_help_panel="Show")(redraw)
+app.command(rich_help_panel="Weights")(models)
+app.command(rich_help_panel="Weights")(fetch)
 
 
 def _advice(error: Exception) -> str:

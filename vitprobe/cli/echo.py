@@ -96,6 +96,59 @@ def attn_maps(parts: Sequence[Any], out: Path, *, as_json: bool) -> None:
     written(console, out)
 
 
+def calibrate(summary: dict[str, Any], out: Path, *, as_json: bool) -> None:
+    """Say whether the instrument is right."""
+    if as_json:
+        typer.echo(to_json(summary))
+        return
+    console = stdout()
+    table = Table(title="what each rule found of planted tokens", title_justify="left", title_style="")
+    for name in ("subject", "rule", "cutoff", "planted", "found", "precision", "recall", "false alarms"):
+        table.add_column(name, justify="left" if name in ("subject", "rule") else "right")
+    last = ""
+    for line in summary["detections"]:
+        if line["subject"] != last and last:
+            table.add_section()
+        shares = ["-" if line[key] is None else f"{line[key]:.3f}" for key in ("precision", "recall")]
+        subject = "" if line["subject"] == last else escape(line["subject"])
+        counts = (_number(line["cutoff"]), str(line["planted"]), str(line["found"]))
+        table.add_row(subject, line["rule"], *counts, *shares, f"{line['false_alarms']:.2%}")
+        last = line["subject"]
+    console.print(table)
+    for check in summary["checks"]:
+        mark = "ok  " if check["passed"] else "[bold]OFF[/bold] "
+        said = f"{escape(check['subject'])}: {check['what']} ({escape(check['detail'])})"
+        console.print(f"{mark} {said}", highlight=False)
+    good = summary["num_checks"] - len(summary["failed"])
+    verdict = "the instrument is right" if summary["passed"] else "[bold]the instrument is off[/bold]"
+    console.print(f"{verdict}: {good} of {summary['num_checks']} checks passed", highlight=False)
+    written(console, out)
+
+
+def bench(tables: list[dict[str, Any]], *, as_json: bool) -> None:
+    """Say what recording costs."""
+    if as_json:
+        typer.echo(to_json(tables[0] if len(tables) == 1 else tables))
+        return
+    console = stdout()
+    for one in tables:
+        compiled = ", compiled" if one["compile"] else ""
+        setting = (
+            f"{one['model']}, {one['device']}, {one['dtype']}{compiled}, batch {one['batch']}, {one['tokens']} tokens"
+        )
+        table = Table(title=f"{setting}, {one['rounds']} rounds", title_justify="left", title_style="")
+        table.add_column("way")
+        for name in ("ratio", "quartiles", "peak MB", "equal bits", "images/s"):
+            table.add_column(name, justify="right")
+        for row in one["rows"]:
+            low, high = row["quartiles"]
+            bits = {True: "yes", False: "no", None: "-"}[row["equal_bits"]]
+            peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:.1f}"
+            shown = (f"{row['ratio']:.3f}", f"{low:.3f} to {high:.3f}", peak, bits, f"{row['images_per_s']:.2f}")
+            table.add_row(row["way"], *shown)
+        console.print(table)
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 

@@ -65,6 +65,13 @@ def blocks(text: str, num_blocks: int) -> tuple[int, ...]:
     return (int(text),)
 
 
+def at_least(name: str, value: int, least: int) -> int:
+    """Return a number that must not be smaller."""
+    if value < least:
+        raise ArgumentError(f"got a {name} of {value}; give {least} or more")
+    return value
+
+
 def head(text: str) -> int | str:
     """Read ``--head``: ``mean``, ``all``, or a number."""
     if text in ("mean", "all"):

@@ -93,12 +93,13 @@ def draw(
 
 def _overlay(found: AttentionMaps, folder: Path, formats: tuple[str, ...], upsample: str) -> None:
     from vitprobe.plots import write
-    from vitprobe.plots.attention import draw_overlay
+    from vitprobe.plots.attention import OVERLAY_DPI, draw_overlay
 
     (folder / "overlay").mkdir()
     stems = unique([slug(Path(str(name)).stem) for name in found.names])
     for i, stem in enumerate(stems):
-        write(draw_overlay(found, i, upsample=upsample), folder / "overlay" / stem, formats or ("png",))
+        figure = draw_overlay(found, i, upsample=upsample)
+        write(figure, folder / "overlay" / stem, formats or ("png",), dpi=OVERLAY_DPI)
 
 
 def read_back(stored: results.StoredResult) -> AttentionMaps:

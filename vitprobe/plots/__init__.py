@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 DPI = 200
 
 
-def write(figure: "Figure", stem: Path, formats: Sequence[str]) -> list[Path]:
+def write(figure: "Figure", stem: Path, formats: Sequence[str], *, dpi: int = DPI) -> list[Path]:
     """Save a figure as ``stem.FORMAT`` for every format; no date inside, so equal results give equal files."""
     from vitprobe.plots.style import paper
 
@@ -18,5 +18,5 @@ def write(figure: "Figure", stem: Path, formats: Sequence[str]) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{name}") for name in formats]
     with paper():
         for path, name in zip(paths, formats, strict=True):
-            figure.savefig(path, dpi=DPI, metadata=undated[name])
+            figure.savefig(path, dpi=dpi, metadata=undated[name])
     return paths

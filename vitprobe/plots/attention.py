@@ -16,6 +16,8 @@ Results = Sequence[tuple[str, AttentionMaps]]
 MAPS = "inferno"
 """For attention: black where nothing is attended to, lightness rises evenly, so it reads in grey."""
 MOST_IMAGES = 6
+OVERLAY_DPI = 100
+"""Overlays are saved with this, so that a pixel of the image is a pixel of the file."""
 CLIPPED = 0.995
 """The colour scale ends at this quantile of all maps: a single sink token would leave the rest black."""
 
@@ -161,7 +163,7 @@ def draw_share(results: Results) -> Figure:
 def draw_overlay(found: AttentionMaps, image: int, *, upsample: str = "nearest", alpha: float = 0.6) -> Figure:
     """Lay one map over its image at the image's own size, without any frame: the last block's first head kept."""
     height, width = found.images.shape[1:3]
-    figure = Figure(figsize=(width / 100, height / 100), dpi=100)
+    figure = Figure(figsize=(width / OVERLAY_DPI, height / OVERLAY_DPI), dpi=OVERLAY_DPI)
     ax = figure.add_axes((0, 0, 1, 1))
     ax.imshow(found.images[image])
     own = found.maps[image, -1, 0]

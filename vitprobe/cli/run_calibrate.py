@@ -1,0 +1,79 @@
+"""The body of ``vitprobe calibrate``."""
+
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from vitprobe import backbones, results
+from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.organism import planted_truth
+from vitprobe.cli import echo
+from vitprobe.cli.session import Options, Session
+from vitprobe.errors import ExitCode, InputError
+from vitprobe.probes.calibration import (
+    EXPECTED,
+    Calibration,
+    calibrate_bimodality,
+    calibrate_model,
+    calibrate_noise,
+    calibrate_organism,
+)
+
+SCHEMA = "vitprobe.calibrate/1"
+NUM_IMAGES = 24
+"""Images measured where no limit is given: each gives a plant, and 14 are the fewest that are found."""
+
+
+def run(options: Options) -> ExitCode:
+    """Run ``calibrate``; 1 if a check failed. Raises a `VitprobeError` where nothing could be done."""
+    named = replace(options, inputs=options.inputs or ("samples", "scenes"), limit=options.limit or NUM_IMAGES)
+    session = Session.open("calibrate", named, default=())
+    found = calibrate_bimodality(seed=options.seed)
+    skipped: list[tuple[str, str]] = []
+    subjects = len(EXPECTED) + len(session.models)
+    with results.result_directory(session.out) as folder:
+        with echo.progress("calibrate", subjects) as advance:
+            for name in EXPECTED:
+                organism = backbones.load(name, seed=options.seed)
+                images = _images(session, organism, skipped)
+                found += calibrate_organism(organism, images, partial(planted_truth, seed=options.seed))
+                if name != "organism-content":  # which fires on contrast, and so on noise
+                    found += calibrate_noise(organism, seed=options.seed)
+                advance(1)
+            for model in session.models:
+                model.module.to(session.device)
+                found += calibrate_model(model, _images(session, model, skipped), seed=options.seed)
+                model.module.to("cpu")
+                advance(1)
+        stored = _stored(session, found, skipped)
+        results.save(folder, stored)
+    echo.calibrate(stored.summary, session.out, as_json=options.json)
+    return ExitCode.DONE if found.passed else ExitCode.PARTIAL
+
+
+def _images(session: Session, model: Backbone, skipped: list[tuple[str, str]]) -> list[Any]:
+    loader = session.loader(model)
+    batches = list(loader)
+    skipped += [one for one in loader.skipped if one not in skipped]
+    if not batches:
+        raise InputError("no image could be read; nothing was measured")
+    return batches
+
+
+def _stored(session: Session, found: Calibration, skipped: list[tuple[str, str]]) -> results.StoredResult:
+    models = [asdict(model.spec) for model in session.models]
+    provenance = results.Provenance(
+        model={"organisms": list(EXPECTED), "models": models},
+        inputs={"name": session.source.name, "num_images": len(session.source.items)},
+        seed=session.options.seed,
+        device=session.device,
+        dtype="float32",
+    )
+    missing = [{"name": name, "reason": reason} for name, reason in (*session.source.skipped, *skipped)]
+    return results.StoredResult(
+        SCHEMA,
+        results.provenance_dict(provenance),
+        {"inputs": session.options.inputs, "limit": session.options.limit},
+        {**found.summary, "skipped": missing},
+        {},
+    )
