@@ -71,6 +71,14 @@ def test_nothing_is_found_where_nothing_is_planted_in_patches(organisms, name):
     assert truth.registers.all() if name == "organism-reg4" else truth.registers.numel() == 0
 
 
+def test_one_image_with_few_outliers_is_unclear_not_none(organisms):
+    backbone, images, _, truth = organisms["organism"]
+    few = int(truth.patches.sum(dim=1).argmin())
+    assert 1 <= truth.patches[few].sum() < 10
+    summary = measure_norms(backbone, [batch_of(images[few : few + 1])]).result(AUTO, point=7).summary
+    assert (summary["verdict"], summary["bimodal"], summary["outlier_fraction"]) == ("unclear", False, 0.0)
+
+
 def test_registers_carry_the_load(organisms):
     backbone, _, accumulator, truth = organisms["organism-reg4"]
     norm = accumulator.result(AUTO, point=backbone.num_blocks - 1).summary["norm_by_kind"]

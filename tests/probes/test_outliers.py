@@ -58,9 +58,11 @@ def test_ordinary_tokens_of_large_norm_are_no_outliers():
     assert norms.fraction_above(OutlierRule.parse("150").cutoff(norms)) == 1.0
 
 
-def test_a_single_extreme_token_is_no_mode():
+def test_a_single_extreme_token_is_no_mode_but_is_counted():
     rng = np.random.default_rng(3)
-    assert not find_two_modes(NormHistogram.of(np.append(bulk(rng, 5000), 900.0))).bimodal
+    modes = find_two_modes(NormHistogram.of(np.append(bulk(rng, 5000), 900.0)))
+    assert (modes.bimodal, modes.beyond_gap) == (False, 1)
+    assert find_two_modes(NormHistogram.of(bulk(rng, 5000))).beyond_gap == 0
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,12 @@ def test_one_mode_is_none_whatever_a_cutoff_says():
     assert judge(Bimodality(False, None), evidence(num_outliers=9999)).answer == "none"
 
 
+def test_a_few_tokens_beyond_a_gap_are_not_called_none():
+    modes = Bimodality(False, None, beyond_gap=3)
+    found = judge(modes, evidence(num_outliers=0))
+    assert found.answer == "unclear" and "measure more images" in found.reasons[0]
+
+
 def test_outliers_on_low_information_patches_are_artifacts():
     assert judge(TWO, evidence()).answer == "artifacts"
 

@@ -234,5 +234,5 @@ def _brief(
 
 
 def _bimodality(modes: Bimodality) -> dict[str, Any]:
-    names = ("cutoff", "share", "ratio", "depth", "p_value")
+    names = ("cutoff", "share", "ratio", "depth", "p_value", "beyond_gap")
     return {name: getattr(modes, name) for name in names}

@@ -37,6 +37,8 @@ class Bimodality:
     """Tokens in the valley over tokens in the upper peak, windows of one width: 0 a clean gap, 1 no valley."""
     p_value: float | None = None
     """One-sided binomial probability of so few tokens in the valley if the density did not rise again."""
+    beyond_gap: int = 0
+    """Tokens beyond an empty stretch of at least a factor of 2 above the median, be they too few for a mode."""
 
 
 @dataclass(frozen=True)
@@ -134,11 +136,12 @@ def find_two_modes(norms: NormHistogram) -> Bimodality:
     best: tuple[float, ...] | None = None
     for width in WIDTHS:
         best = min(filter(None, (best, _best_valley(fine, start, width, norms))), default=None)
+    beyond = _beyond_gap(fine, start, norms)
     if best is None:
-        return Bimodality(False, None)
+        return Bimodality(False, None, beyond_gap=beyond)
     _, p, depth, share, ratio, cutoff = best
     found = p < MAX_P and depth <= MAX_DEPTH and share <= MAX_SHARE and ratio >= MIN_RATIO
-    return Bimodality(found, cutoff if found else None, share, ratio, depth, p)
+    return Bimodality(found, cutoff if found else None, share, ratio, depth, p, beyond)
 
 
 _PER_OCTAVE = 64
@@ -152,6 +155,14 @@ def _fine_counts(norms: NormHistogram) -> tuple[np.ndarray, int]:
     step = np.floor(np.log2(CENTRES) * _PER_OCTAVE + 1e-9).astype(int) - LOWEST * _PER_OCTAVE
     fine = np.bincount(step[:-1], weights=norms.counts[:-1], minlength=(HIGHEST - LOWEST) * _PER_OCTAVE)
     return fine, int(np.searchsorted(np.cumsum(fine), norms.total / 2))
+
+
+def _beyond_gap(fine: np.ndarray, start: int, norms: NormHistogram) -> int:
+    """Count the tokens beyond the first empty octave above the median, where they are a minority."""
+    used = start + np.flatnonzero(fine[start:])
+    wide = np.flatnonzero(np.diff(used) > _PER_OCTAVE)
+    number = int(fine[used[wide[0] + 1] :].sum()) if len(wide) else 0
+    return number if number <= MAX_SHARE * norms.total else 0
 
 
 def _best_valley(fine: np.ndarray, start: int, width: float, norms: NormHistogram) -> tuple[float, ...] | None:

@@ -23,8 +23,8 @@ class Verdict:
 def judge(modes: Bimodality, evidence: Evidence) -> Verdict:
     """Judge the patch tokens of one block.
 
-    ``none``: the norms have one mode (`find_two_modes`), whatever a fixed cutoff says. Otherwise, of the tokens over
-    the rule's cutoff:
+    ``none``: the norms have one mode (`find_two_modes`), whatever a fixed cutoff says, and no token lies beyond a gap
+    of more than a factor of 2. Otherwise, of the tokens over the rule's cutoff:
 
     ``artifacts``: they lie on low-information patches. Within their image their mean rank in pixel contrast is at most
     0.35, that in neighbour cosine at the patch embedding is over 0.5 (Darcet et al., arXiv 2309.16588, section 2.1; no
@@ -36,9 +36,12 @@ def judge(modes: Bimodality, evidence: Evidence) -> Verdict:
     clearly the other way (contrast rank at least 0.65, or cosine rank at most 0.35, interval clear of 0.5). Small
     models exist whose top tokens pass every norm, share, sink and massive-dimension test and are foreground objects.
 
-    ``unclear``: anything else: signs that disagree, no preference, too few outliers or images, a gap that goes with the
-    mean token, a rule that finds none of the tokens of the upper mode.
+    ``unclear``: anything else: signs that disagree, no preference, too few outliers or images to call a mode or to
+    judge it, a gap that goes with the mean token, a rule that finds none of the tokens of the upper mode.
     """
+    if not modes.bimodal and modes.beyond_gap:
+        few = f"{modes.beyond_gap} tokens lie beyond a gap of more than a factor of 2"
+        return Verdict("unclear", (f"{few}, too few to call a second mode: measure more images",))
     if not modes.bimodal:
         return Verdict("none", ("the norms have one mode: no artifact tokens",))
     if evidence.num_outliers < MIN_OUTLIERS or evidence.num_images_with_outliers < MIN_IMAGES:
