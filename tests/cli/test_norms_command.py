@@ -168,6 +168,16 @@ def test_nothing_readable_is_exit_code_2(run, tmp_path):
     assert not list(tmp_path.glob("runs/norms/*"))
 
 
+def test_an_interrupt_is_one_line_and_leaves_nothing(run, monkeypatch, tmp_path):
+    def stops(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitprobe.cli.run_norms.measure_norms", stops)
+    code, out, err = run("norms")
+    assert (code, out) == (130, "") and err == "vitprobe: interrupted; nothing was written\n"
+    assert not list(tmp_path.glob("runs/norms/*"))
+
+
 def test_a_full_memory_is_one_line(run, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("CUDA out of memory. Tried to allocate 9.00 GiB")

@@ -14,6 +14,9 @@ from vitprobe.cli.norms import norms
 from vitprobe.cli.redraw import redraw
 from vitprobe.errors import ExitCode, VitprobeError
 
+INTERRUPTED = 130
+"""What a shell expects of a program that was stopped by Ctrl-C."""
+
 app = typer.Typer(
     name="vitprobe",
     help="Find artifact tokens (high-norm outlier patch tokens) in vision transformers, and show where they come from.",
@@ -70,6 +73,7 @@ def main() -> None:
             raise
         typer.echo(f"vitprobe: {advice}", err=True)
         sys.exit(ExitCode.NOTHING)
-    except KeyboardInterrupt:
-        typer.echo("vitprobe: interrupted; nothing was written", err=True)
-        sys.exit(130)
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # Typer has caught the interrupt, and says nothing
+            typer.echo("vitprobe: interrupted; nothing was written", err=True)
+        raise

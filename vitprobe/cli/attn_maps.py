@@ -14,6 +14,7 @@ def attn_maps(
     model: opt.Model = ["organism"],  # noqa: B006
     weights: opt.Weights = ["hub"],  # noqa: B006
     image_size: opt.ImageSize = None,
+    pos_embed: opt.PosEmbed = "timm",
     query: Annotated[
         str | None,
         typer.Option(
@@ -67,6 +68,7 @@ def attn_maps(
         models=tuple(model),
         weights=tuple(weights),
         image_size=image_size,
+        pos_embed=pos_embed,
         limit=limit,
         seed=seed,
         batch_size=batch_size,

@@ -15,6 +15,7 @@ def calibrate(
     ] = None,
     weights: opt.Weights = ["hub"],  # noqa: B006
     image_size: opt.ImageSize = None,
+    pos_embed: opt.PosEmbed = "timm",
     limit: opt.Limit = None,
     seed: opt.Seed = 0,
     batch_size: opt.BatchSize = 8,
@@ -36,6 +37,7 @@ def calibrate(
         models=tuple(model or ()),
         weights=tuple(weights),
         image_size=image_size,
+        pos_embed=pos_embed,
         limit=limit,
         seed=seed,
         batch_size=batch_size,

@@ -12,6 +12,7 @@ def norms(
     model: opt.Model = ["organism"],  # noqa: B006
     weights: opt.Weights = ["hub"],  # noqa: B006
     image_size: opt.ImageSize = None,
+    pos_embed: opt.PosEmbed = "timm",
     rule: Annotated[
         str,
         typer.Option(
@@ -61,6 +62,7 @@ def norms(
         models=tuple(model),
         weights=tuple(weights),
         image_size=image_size,
+        pos_embed=pos_embed,
         limit=limit,
         seed=seed,
         batch_size=batch_size,

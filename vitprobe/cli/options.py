@@ -24,6 +24,13 @@ ImageSize = Annotated[
     str | None,
     typer.Option(metavar="N|HxW", help="Image size in pixels, a multiple of the patch; default: the model's."),
 ]
+PosEmbed = Annotated[
+    str,
+    typer.Option(
+        metavar="timm|official",
+        help="How positions come to another size; official: as the public DINOv2 without registers does it.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(help="A random subset of this many images.", rich_help_panel=INPUT)]
 Seed = Annotated[
     int, typer.Option(help="Seed of the subset, scenes, random weights, organisms, bootstrap.", rich_help_panel=INPUT)

@@ -24,6 +24,7 @@ class Options:
     models: tuple[str, ...]
     weights: tuple[str, ...]
     image_size: str | None
+    pos_embed: str
     limit: int | None
     seed: int
     batch_size: int
@@ -71,7 +72,7 @@ class Session:
         source = open_inputs(options.inputs or default, limit=options.limit, seed=options.seed, extra=extra)
         weights = parse.one_each(options.weights, options.models)
         models = tuple(
-            backbones.load(name, weights=given, image_size=size, seed=options.seed)
+            backbones.load(name, weights=given, image_size=size, seed=options.seed, pos_embed=options.pos_embed)
             for name, given in zip(options.models, weights, strict=True)
         )
         slugs = unique([slug(name) for name in options.models])
@@ -107,7 +108,9 @@ class Session:
             device=self.device,
             dtype=self.options.dtype,
         )
-        shared = {name: getattr(self.options, name) for name in ("inputs", "image_size", "limit", "batch_size")}
+        shared = {
+            name: getattr(self.options, name) for name in ("inputs", "image_size", "pos_embed", "limit", "batch_size")
+        }
         return results.StoredResult(
             f"vitprobe.{self.command}/1",
             results.provenance_dict(provenance),
