@@ -66,9 +66,11 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
         return load_timm(spec, weights=weights, image_size=image_size, seed=seed)
     from vitprobe.backbones.open_clip_vit import load_open_clip
 
-    tag = entry.tag if entry else None
-    if not architecture.startswith((HUB, LOCAL)):
-        architecture, _, tag = (entry.architecture, "", entry.tag) if entry else architecture.partition("/")
+    tag = None
+    if entry:
+        architecture, tag = entry.architecture, entry.tag
+    elif not architecture.startswith((HUB, LOCAL)):  # those name one set of weights
+        architecture, _, tag = architecture.partition("/")
     spec = ModelSpec(name, "open_clip", architecture, paradigm="text-supervised", **blank)
     return load_open_clip(spec, tag=tag or None, weights=weights, image_size=image_size, seed=seed)
 
