@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitprobe.backbones import load
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, digest_module
 from vitprobe.backbones.open_clip_vit import OpenClipViT
-from vitprobe.backbones.timm_eva import num_registers
+from vitprobe.backbones.timm_tower import num_registers
 from vitprobe.backbones.timm_vit import TimmViT, adapter_for, timm_transform
 from vitprobe.backbones.zoo import ALIASES
 

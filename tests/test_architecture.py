@@ -23,7 +23,16 @@ FLOORS = {
 
 SHARED = {
     "inputs": {"images", "scene_shapes", "archives"},
-    "backbones": {"base", "weights", "hub", "zoo", "positions", "timm_eva", "timm_vit"},  # an organism is a timm ViT
+    "backbones": {
+        "base",
+        "weights",
+        "hub",
+        "zoo",
+        "positions",
+        "timm_eva",
+        "timm_tower",
+        "timm_vit",
+    },  # an organism is a timm ViT
     "probes": {"batch", "evidence", "histogram", "mixture", "norm_stats", "norms", "outliers", "patches", "verdict"},
     "registers": {"base"},
     "training": {"base", "config", "objectives"},

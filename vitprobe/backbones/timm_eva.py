@@ -5,18 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitprobe.backbones.base import Backbone, ModelSpec, Transform, check_image_size
+from vitprobe.backbones.timm_tower import ALLOWED, TimmTower, num_registers
 from vitprobe.errors import ArgumentError
-from vitprobe.tokens import TokenLayout
-
-ALLOWED = (
-    "allowed are timm's plain ViTs (VisionTransformer of Block and Attention, Eva of EvaBlock), open_clip's, "
-    "and the aliases"
-)
 
 
-class TimmEva(Backbone):
-    """Adapt timm's ``Eva`` of pre-norm ``EvaBlock``; tokens are CLS, registers, patches.
+class TimmEva(TimmTower):
+    """Adapt timm's ``Eva`` of pre-norm ``EvaBlock``.
 
     Rotary positions turn queries and keys after their last module, so no module shows them as the product uses them:
     rows are computed from what attention reads and the ``rope`` that the model passes with it.
@@ -24,43 +18,9 @@ class TimmEva(Backbone):
 
     attention_context = ("rope",)
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, transform: Transform) -> None:
-        refuse_if_not_plain_eva(module, spec.name)
-        self.module, self.spec, self.transform = module, spec, transform
-        self.num_blocks = len(module.blocks)
-        self.num_heads = module.blocks[0].attn.num_heads
-        self.width = module.embed_dim
-        rows, cols = module.patch_embed.grid_size
-        self.patch_size = (spec.image_size[0] // rows, spec.image_size[1] // cols)
-        self.final_norm = None if isinstance(module.norm, nn.Identity) else module.norm
-        self.check_attention()
-
-    def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
-        height, width = check_image_size(image_size or self.spec.image_size, self.patch_size)
-        return TokenLayout.prefix_first(
-            has_cls=self.module.cls_token is not None,
-            num_registers=num_registers(self.module),
-            grid=(height // self.patch_size[0], width // self.patch_size[1]),
-        )
-
-    @property
-    def patch_embedding(self) -> nn.Module:
-        return self.module.patch_embed
-
-    def patch_tokens(self, output: Tensor) -> Tensor:
-        return output.flatten(1, -2)
-
-    def patch_output(self, tokens: Tensor, like: Tensor) -> Tensor:
-        return tokens.reshape(like.shape)
-
-    def block(self, index: int) -> nn.Module:
-        return self.module.blocks[self.check_block(index)]
-
-    def attention(self, index: int) -> nn.Module:
-        return self.block(index).attn
-
-    def second_linear(self, index: int) -> nn.Module:
-        return self.block(index).mlp.fc2
+    @staticmethod
+    def refuse(module: nn.Module, name: str) -> None:
+        refuse_if_not_plain_eva(module, name)
 
     def query_key_modules(self, index: int) -> tuple[nn.Module, nn.Module] | None:
         return None
@@ -76,12 +36,6 @@ class TimmEva(Backbone):
             q, k = (_turn(attn, part, rope).type_as(v) for part in (q, k))
         groups = q.shape[1] // k.shape[1]
         return q, k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-
-    def project_heads(self, index: int, heads: Tensor, x: Tensor) -> Tensor:
-        attn = self.attention(index)
-        out = attn.norm(heads.transpose(1, 2).flatten(2))  # (B, T, H*d)
-        gate = getattr(attn, "gate", None)  # newer than timm 1.0.20
-        return attn.proj(out if gate is None else out * gate(x).sigmoid())
 
     def attention_example(self, index: int) -> tuple[Tensor, dict[str, Any]]:
         rope, grid = self.module.rope, self.module.patch_embed.grid_size
@@ -110,12 +64,6 @@ def _turn(attn: nn.Module, heads: Tensor, rope: Tensor) -> Tensor:
 
     prefix, patches = heads.split([attn.num_prefix_tokens, heads.shape[2] - attn.num_prefix_tokens], dim=2)
     return torch.cat([prefix, apply_rot_embed_cat(patches, rope, half=attn.rotate_half)], dim=2)  # (B, H, T, d)
-
-
-def num_registers(module: nn.Module) -> int:
-    """Count the registers of timm's ViTs; an ``Eva`` says it by its parameter alone."""
-    token = getattr(module, "reg_token", None)
-    return 0 if token is None else token.shape[1]
 
 
 def refuse_if_not_plain_eva(module: nn.Module, name: str) -> None:

@@ -11,53 +11,19 @@ from torch import Tensor, nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, check_image_size, digest_module
 from vitprobe.backbones.positions import check_official, set_official
-from vitprobe.backbones.timm_eva import ALLOWED, TimmEva, num_registers, refuse_if_not_plain_eva
+from vitprobe.backbones.timm_eva import TimmEva, refuse_if_not_plain_eva
+from vitprobe.backbones.timm_tower import ALLOWED, TimmTower, num_registers
 from vitprobe.backbones.weights import hub_file, read_state_dict, weights_in
 from vitprobe.backbones.zoo import HUB, LOCAL, hub_repo, read_config
 from vitprobe.errors import ArgumentError, WeightsError
-from vitprobe.tokens import TokenLayout
 
 
-class TimmViT(Backbone):
-    """Adapt timm's ``VisionTransformer`` of plain ``Block`` and ``Attention``; tokens are CLS, registers, patches."""
+class TimmViT(TimmTower):
+    """Adapt timm's ``VisionTransformer`` of plain ``Block`` and ``Attention``."""
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, transform: Transform) -> None:
-        refuse_if_not_plain(module, spec.name)
-        self.module, self.spec, self.transform = module, spec, transform
-        self.num_blocks = len(module.blocks)
-        self.num_heads = module.blocks[0].attn.num_heads
-        self.width = module.embed_dim
-        rows, cols = module.patch_embed.grid_size
-        self.patch_size = (spec.image_size[0] // rows, spec.image_size[1] // cols)
-        self.final_norm = None if isinstance(module.norm, nn.Identity) else module.norm
-        self.check_attention()
-
-    def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
-        height, width = check_image_size(image_size or self.spec.image_size, self.patch_size)
-        return TokenLayout.prefix_first(
-            has_cls=self.module.has_class_token,
-            num_registers=self.module.num_reg_tokens,
-            grid=(height // self.patch_size[0], width // self.patch_size[1]),
-        )
-
-    @property
-    def patch_embedding(self) -> nn.Module:
-        return self.module.patch_embed
-
-    def patch_tokens(self, output: Tensor) -> Tensor:
-        return output.flatten(1, -2)
-
-    def patch_output(self, tokens: Tensor, like: Tensor) -> Tensor:
-        return tokens.reshape(like.shape)
-
-    def block(self, index: int) -> nn.Module:
-        return self.module.blocks[self.check_block(index)]
-
-    def attention(self, index: int) -> nn.Module:
-        return self.block(index).attn
-
-    def second_linear(self, index: int) -> nn.Module:
-        return self.block(index).mlp.fc2
+    @staticmethod
+    def refuse(module: nn.Module, name: str) -> None:
+        refuse_if_not_plain(module, name)
 
     def query_key_modules(self, index: int) -> tuple[nn.Module, nn.Module] | None:
         return self.attention(index).q_norm, self.attention(index).k_norm
@@ -67,14 +33,6 @@ class TimmViT(Backbone):
         qkv = attn.qkv(x).unflatten(-1, (3, attn.num_heads, -1))  # (B, T, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, d) each
         return attn.q_norm.forward(q), attn.k_norm.forward(k), v  # no calls: hooks on them await the model's own
-
-    def project_heads(self, index: int, heads: Tensor, x: Tensor) -> Tensor:
-        attn = self.attention(index)
-        out = heads.transpose(1, 2).flatten(2)  # (B, T, H*d)
-        norm, gate = getattr(attn, "norm", None), getattr(attn, "gate", None)  # both are newer than timm 1.0.20
-        out = out if norm is None else norm(out)
-        out = out if gate is None else out * gate(x).sigmoid()
-        return attn.proj(out)
 
 
 def refuse_if_not_plain(module: nn.Module, name: str) -> None:
