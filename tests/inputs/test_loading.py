@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -210,7 +211,16 @@ def _interrupts_itself(image: Image.Image) -> Tensor:
     return to_tensor(image)
 
 
+@pytest.fixture
+def heeded_interrupt() -> Iterator[None]:
+    """A shell starts what it runs in the background deaf to Ctrl-C: listen again, whoever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="no signal masks on this system")
+@pytest.mark.usefixtures("heeded_interrupt")
 def test_ctrl_c_reaches_the_main_process_alone() -> None:
     """A terminal sends it to every process: workers must not write their own stack traces."""
     assert greys(list(ImageLoader(squares(4), _interrupts_itself, workers=2))) == [0, 1, 2, 3]

@@ -99,9 +99,18 @@ def hub_file(repo: str, filenames: Sequence[str], *, model: str) -> Path:
             reason = str(error)
             break
     raise WeightsError(
-        f"no weights for {model}: {reason}, and {repo}/{filenames[0]} {where} the cache ({constants.HF_HUB_CACHE}). On "
-        f"a machine with network: 'hf download {repo} {filenames[0]} --local-dir weights'; bring the file here and add "
-        f"'--weights weights/{filenames[0]}'. For a dry run: '--weights random'."
+        f"no weights for {model}: {reason}, and {repo}/{filenames[0]} {where} the cache ({constants.HF_HUB_CACHE}). "
+        f"On a machine with network: {_elsewhere(repo, filenames[0])}"
+    )
+
+
+def _elsewhere(repo: str, filename: str) -> str:
+    """Say how to fetch a file elsewhere and how to point here; a model named by its repository needs all of it."""
+    if filename.endswith(".json"):
+        return f"'hf download {repo} --local-dir model'; bring the folder here and give '--model model'."
+    return (
+        f"'hf download {repo} {filename} --local-dir weights'; bring the file here and add "
+        f"'--weights weights/{filename}'. For a dry run: '--weights random'."
     )
 
 
