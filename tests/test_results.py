@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,6 +83,38 @@ def test_what_is_no_result_is_not_overwritten(tmp_path, kind):
     with pytest.raises(ArgumentError, match="is no result"), results.result_directory(target):
         pass
     assert target.exists()
+
+
+def test_a_result_json_of_somebody_else_protects_its_folder(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/result.json").write_text('{"hello": 1}')
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(ArgumentError, match="is no result"):
+        results.check_free(tmp_path / "mine")
+
+
+def test_a_result_with_other_files_in_it_is_not_overwritten(tmp_path):
+    write(tmp_path / "r")
+    results.check_free(tmp_path / "r")
+    (tmp_path / "r/notes.txt").write_text("what I saw")
+    with pytest.raises(ArgumentError, match="alone"):
+        results.check_free(tmp_path / "r")
+
+
+def test_the_working_folder_is_not_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for path in (".", "..", "../here"):
+        with pytest.raises(ArgumentError, match="the folder you are in"):
+            results.check_free(Path(path))
+
+
+def test_damaged_arrays_are_one_line(tmp_path):
+    write(tmp_path / "r")
+    whole = (tmp_path / "r/arrays.npz").read_bytes()
+    (tmp_path / "r/arrays.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is damaged"):
+        results.load(tmp_path / "r")
 
 
 def test_a_full_disk_is_one_line(tmp_path):

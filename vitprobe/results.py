@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -92,8 +93,27 @@ def result_directory(path: Path) -> Iterator[Path]:
 
 def check_free(path: Path) -> None:
     """Raise `ArgumentError` where a result cannot take its place at ``path`` without destroying something else."""
-    if path.exists() and not (path / "result.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
-        raise ArgumentError(f"{path} exists and is no result of vitprobe; give --out a new or empty folder")
+    if not path.exists():
+        return
+    resolved = path.resolve()
+    if resolved == Path.cwd() or resolved in Path.cwd().parents:
+        raise ArgumentError(f"{path} is no result of vitprobe but the folder you are in; give --out a new folder")
+    if path.is_dir() and (not any(path.iterdir()) or _is_result(path)):
+        return
+    raise ArgumentError(f"{path} exists and is no result of vitprobe alone; give --out a new or empty folder")
+
+
+def _is_result(path: Path) -> bool:
+    """Tell whether a folder holds a result, and nothing that vitprobe has not written."""
+    try:
+        body = json.loads((path / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(body, dict) or not str(body.get("schema", "")).startswith("vitprobe."):
+        return False
+    own = {"result.json", *body.get("files", {})}
+    found = [one for one in path.rglob("*") if one.is_file()]
+    return all(one.relative_to(path).as_posix() in own or one.suffix in (".png", ".svg", ".pdf") for one in found)
 
 
 def _take_place(aside: Path, path: Path) -> None:
@@ -102,7 +122,11 @@ def _take_place(aside: Path, path: Path) -> None:
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
     os.replace(path, old / "result")
-    os.replace(aside, path)
+    try:
+        os.replace(aside, path)
+    except OSError:
+        os.replace(old / "result", path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -139,8 +163,11 @@ def load(directory: Path) -> StoredResult:
         raise InputError(f"the result in {directory} is not whole: {missing[0]} is missing; measure again")
     arrays = {}
     if "arrays.npz" in body["files"]:
-        with np.load(directory / "arrays.npz", allow_pickle=False) as stored:
-            arrays = dict(stored)
+        try:
+            with (directory / "arrays.npz").open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = dict(stored)
+        except (BadZipFile, ValueError, OSError, EOFError) as error:
+            raise InputError(f"{directory}/arrays.npz is damaged ({error}); measure again") from error
     return StoredResult(body["schema"], body["provenance"], body["settings"], body["summary"], arrays, body["files"])
 
 

@@ -64,7 +64,7 @@ def test_a_seed_gives_one_organism_and_leaves_the_global_state_alone():
 @pytest.mark.parametrize("seed", [1, 2])
 def test_other_seeds_plant_as_well(seed):
     backbone = backbones.load("organism", seed=seed)
-    assert planted_truth(backbone, photographs(backbone), seed=seed).patches.any(dim=1).all()
+    assert planted_truth(backbone, photographs(backbone)).patches.any(dim=1).all()
 
 
 def test_other_sizes_plant_as_well():

@@ -10,8 +10,9 @@ from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.loading import ImageBatch, ImageLoader
 from vitprobe.inputs.samples import sample_items
 from vitprobe.inputs.scenes import MIXED, scene_items
-from vitprobe.probes.norms import measure_norms
+from vitprobe.probes.norms import measure_norms, spread_queries
 from vitprobe.probes.outliers import DEFAULT_RULES, OutlierRule
+from vitprobe.tokens import TokenLayout
 
 AUTO = OutlierRule.parse("auto")
 
@@ -200,6 +201,14 @@ def test_after_the_final_norm_artifacts_are_hidden(organisms):
     assert (after.summary["norm_point"], after.summary["verdict"]) == ("final_norm", "none")
     assert after.summary["norm"]["max"] < 10
     assert before.result(AUTO, point=7).summary["norm_point"] == "resid_post"
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (24, 24), (32, 32), (37, 37), (7, 10), (64, 64)])
+def test_attention_is_sampled_all_over_the_grid(grid):
+    layout = TokenLayout.prefix_first(has_cls=True, num_registers=2, grid=grid)
+    rows, cols = zip(*(divmod(p - layout.patches.start, grid[1]) for p in spread_queries(layout)), strict=True)
+    assert len(rows) == 16 and len(set(rows)) == len(set(cols)) == 4
+    assert all(max(x) - min(x) >= size / 2 for x, size in ((rows, grid[0]), (cols, grid[1])))
 
 
 def test_all_rules_stand_side_by_side(organisms):

@@ -51,6 +51,17 @@ def test_a_few_outliers_are_found_between_the_modes(share, n):
     assert modes.share == pytest.approx(len(few) / (n + len(few)), rel=0.03)
 
 
+@pytest.mark.parametrize("n", [2000, 20_000])
+def test_a_rare_mode_is_found_above_two_ordinary_ones(n):
+    """The gap between two ordinary modes must not hide the valley that matters."""
+    rng = np.random.default_rng(7)
+    parts = [rng.lognormal(np.log(m), 0.05, int(n * share)) for m, share in ((10, 0.6), (40, 0.38), (400, 0.02))]
+    modes = find_two_modes(NormHistogram.of(np.concatenate(parts)))
+    assert modes.bimodal and 50 < modes.cutoff < 350 and modes.share == pytest.approx(0.02, abs=1e-3)
+    few = np.concatenate([*parts[:2], [400.0] * 4])
+    assert find_two_modes(NormHistogram.of(few)).beyond_gap == 4
+
+
 def test_ordinary_tokens_of_large_norm_are_no_outliers():
     """DeiT-III's ordinary tokens are at 300 to 600: a cutoff of 150 calls them all outliers, the modes do not."""
     norms = NormHistogram.of(np.random.default_rng(2).normal(450, 60, 20_000))

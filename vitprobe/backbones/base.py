@@ -43,8 +43,9 @@ class ModelSpec:
     @property
     def title(self) -> str:
         """The name for a figure's title; says so where the weights are random, planted or from a file."""
-        told = self.weights.startswith(MADE) or self.weights.endswith(SUFFIXES)
-        return f"{self.name}, {self.weights.split(' (')[0]}" if told else self.name
+        if self.weights.startswith(MADE):
+            return f"{self.name}, {self.weights.split(' (')[0]}"
+        return f"{self.name}, {self.weights}" if self.weights.endswith(SUFFIXES) else self.name
 
 
 @dataclass(frozen=True)

@@ -126,14 +126,14 @@ def planted_neuron(seed: int) -> int:
 
 
 @torch.no_grad()
-def planted_truth(backbone: TimmViT, images: Tensor, *, seed: int = 0) -> PlantedTruth:
+def planted_truth(backbone: TimmViT, images: Tensor) -> PlantedTruth:
     """Tell where the planted neuron fires for images (B, 3, H, W), as the model sees them: over half its full strength.
 
     In ``organism-clean`` the neuron fires too, but writes nothing. Raises `ArgumentError` for any other backbone.
     """
     if backbone.spec.name not in PLANTS:
         raise ArgumentError(f"{backbone.spec.name} is no organism; only {', '.join(PLANTS)} have a planted truth")
-    module, layout, neuron = backbone.module, backbone.layout(tuple(images.shape[-2:])), planted_neuron(seed)
+    module, layout, neuron = backbone.module, backbone.layout(tuple(images.shape[-2:])), planted_neuron(_seed(backbone))
     x = module.norm_pre(module._pos_embed(module.patch_embed(images)))
     for block in module.blocks[:PLANTED_BLOCK]:
         x = block(x)
@@ -141,6 +141,11 @@ def planted_truth(backbone: TimmViT, images: Tensor, *, seed: int = 0) -> Plante
     x = x + block.attn(block.norm1(x))
     active = block.mlp.act(block.mlp.fc1(block.norm2(x)))[..., neuron] > STRENGTH / 2  # (B, T)
     return PlantedTruth(PLANTED_BLOCK, neuron, MASSIVE, active[:, layout.patches], active[:, layout.registers])
+
+
+def _seed(backbone: TimmViT) -> int:
+    """Read the seed of an organism off its spec, ``planted (seed 3)``."""
+    return int(backbone.spec.weights.rpartition(" ")[2].rstrip(")"))
 
 
 def _embedding(module: nn.Module, draw: torch.Generator) -> None:

@@ -28,13 +28,17 @@ def progress(title: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 def skipped(parts: Sequence[Any]) -> None:
+    """Name on stderr what could not be read by any of several models, once."""
+    every = [one for part in parts for one in part.stored.summary["skipped"]]
+    not_read([one for i, one in enumerate(every) if one not in every[:i]])
+
+
+def not_read(missing: Sequence[dict[str, str]]) -> None:
     """Name on stderr what could not be read."""
-    for part in parts:
-        missing = part.stored.summary["skipped"]
-        for one in missing:
-            typer.echo(f"skipped {one['name']}: {one['reason']}", err=True)
-        if missing:
-            typer.echo(f"{part.title}: {len(missing)} inputs could not be read, the rest was measured", err=True)
+    for one in missing:
+        typer.echo(f"skipped {one['name']}: {one['reason']}", err=True)
+    if missing:
+        typer.echo(f"{len(missing)} inputs could not be read, the rest was measured", err=True)
 
 
 def summaries(parts: Sequence[Any]) -> None:
@@ -78,7 +82,7 @@ def attn_maps(parts: Sequence[Any], out: Path, *, as_json: bool) -> None:
     console = stdout()
     table = Table(title="attention after softmax, over all images", title_justify="left", title_style="")
     for name in ("model", "query", "block", "entropy", "of at most", "on CLS and registers", "on outliers", "outliers"):
-        table.add_column(name, justify="left" if name in ("model", "query") else "right")
+        table.add_column(name, justify="left" if name in ("model", "query") else "right", overflow="fold")
     for part in parts:
         summary = part.stored.summary
         for i, block in enumerate(summary["blocks"]):
@@ -104,7 +108,7 @@ def calibrate(summary: dict[str, Any], out: Path, *, as_json: bool) -> None:
     console = stdout()
     table = Table(title="what each rule found of planted tokens", title_justify="left", title_style="")
     for name in ("subject", "rule", "cutoff", "planted", "found", "precision", "recall", "false alarms"):
-        table.add_column(name, justify="left" if name in ("subject", "rule") else "right")
+        table.add_column(name, justify="left" if name in ("subject", "rule") else "right", overflow="fold")
     last = ""
     for line in summary["detections"]:
         if line["subject"] != last and last:
@@ -174,7 +178,7 @@ def _verdicts(summaries: list[dict[str, Any]], titles: list[str]) -> Table:
         "95 % interval",
         "from block",
     ):
-        table.add_column(name, justify="left" if name == "model" else "right")
+        table.add_column(name, justify="left" if name == "model" else "right", overflow="fold")
     table.add_column("verdict", style="bold")
     for summary, title in zip(summaries, titles, strict=True):
         norm = [f"{summary['norm'][key]:.4g}" for key in ("median", "p99", "max")]

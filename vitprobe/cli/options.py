@@ -33,7 +33,10 @@ PosEmbed = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="A random subset of this many images.", rich_help_panel=INPUT)]
 Seed = Annotated[
-    int, typer.Option(help="Seed of the subset, scenes, random weights, organisms, bootstrap.", rich_help_panel=INPUT)
+    int,
+    typer.Option(
+        min=0, help="Seed of the subset, scenes, random weights, organisms, bootstrap.", rich_help_panel=INPUT
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(help="Images at a time.", rich_help_panel=RUN)]
 Workers = Annotated[

@@ -23,5 +23,6 @@ def redraw(
     bodies = {body.SCHEMA: body for body in (run_norms, run_attn_maps)}
     parts = load_parts(directory)
     body = bodies[known_schema(parts[0][1], list(bodies), directory)]
-    for path in body.draw([(title, body.read_back(stored)) for title, stored in parts], directory, formats):
+    drawn = [(title, body.read_back(stored)) for title, stored in parts]
+    for path in body.draw(drawn, directory, formats, **body.drawing(parts[0][1].settings)):
         typer.echo(str(path))

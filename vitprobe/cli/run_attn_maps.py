@@ -1,15 +1,16 @@
 """The body of ``vitprobe attn-maps``: measure, save, draw, echo."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vitprobe import results
 from vitprobe.backbones.base import Backbone
 from vitprobe.cli import echo, parse
 from vitprobe.cli.session import Options, Part, Session, exit_code, first_skipped, slug, unique
 from vitprobe.errors import ArgumentError, ExitCode, InputError
-from vitprobe.probes.attention import AttentionMaps, Query, measure_attention
+from vitprobe.probes.attention import AttentionMaps, Query, check_head, measure_attention
 from vitprobe.probes.outliers import OutlierRule
 
 SCHEMA = "vitprobe.attn-maps/1"
@@ -38,6 +39,7 @@ def run(options: Options, asked: AttentionOptions) -> ExitCode:
     for model in session.models:  # refused before anything is measured
         parse.blocks(asked.block, model.num_blocks)
         Query.parse(asked.query, model.layout())
+        check_head(model, head)
     with results.result_directory(session.out) as whole:
         parts = []
         for model, name in zip(session.models, session.slugs, strict=True):
@@ -100,6 +102,11 @@ def _overlay(found: AttentionMaps, folder: Path, formats: tuple[str, ...], upsam
     for i, stem in enumerate(stems):
         figure = draw_overlay(found, i, upsample=upsample)
         write(figure, folder / "overlay" / stem, formats or ("png",), dpi=OVERLAY_DPI)
+
+
+def drawing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stored result that its figures depend on."""
+    return {"upsample": settings.get("upsample", "nearest")}
 
 
 def read_back(stored: results.StoredResult) -> AttentionMaps:

@@ -39,7 +39,7 @@ def run(asked: BenchOptions) -> ExitCode:
     size, device, autocast = parse.image_size(asked.image_size), parse.device(asked.device), parse.autocast(asked.dtype)
     parse.at_least("batch size", asked.batch_size, 1)
     source = open_inputs([asked.data], limit=asked.limit, seed=asked.seed) if asked.data else None
-    tables = []
+    tables, skipped = [], list(source.skipped) if source is not None else []
     for name, given in zip(asked.models, parse.one_each(asked.weights, asked.models), strict=True):
         model = backbones.load(name, weights=given, image_size=size, seed=asked.seed, device=device)
         if asked.compile:
@@ -49,9 +49,11 @@ def run(asked: BenchOptions) -> ExitCode:
             loader = ImageLoader(source.items, model.transform, batch_size=asked.batch_size, workers=asked.workers)
             images = _images(model, asked.batch_size, device)
             table["rows"].append(asdict(end_to_end(model, loader, images, autocast=autocast)))
+            skipped += [one for one in loader.skipped if one not in skipped]
         tables.append(table)
+    echo.not_read([{"name": name, "reason": reason} for name, reason in skipped])
     echo.bench(tables, as_json=asked.json)
-    return ExitCode.DONE
+    return ExitCode.PARTIAL if skipped else ExitCode.DONE
 
 
 def _table(asked: BenchOptions, model: Backbone, device: str, autocast: torch.dtype | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The body of ``vitprobe norms``: measure, save, draw, echo."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,11 @@ def draw(drawn: Sequence[tuple[str, NormStats]], folder: Path, formats: tuple[st
     from vitprobe.plots.norms import FIGURES
 
     return [path for name, figure in FIGURES.items() for path in write(figure(drawn), folder / name, formats)]
+
+
+def drawing(_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a stored result that its figures depend on: none."""
+    return {}
 
 
 def read_back(stored: results.StoredResult) -> NormStats:

@@ -66,7 +66,7 @@ class Session:
         device, autocast = parse.device(options.device), parse.autocast(options.dtype)
         formats, size = parse.formats(options.formats), parse.image_size(options.image_size)
         plain = "+".join(slug(name) for name in options.models)[:100]
-        out = options.out or Path("runs") / command / f"{plain}-{datetime.now():%Y%m%d-%H%M%S}"
+        out = options.out or Path("runs") / command / f"{plain}-{datetime.now():%Y%m%d-%H%M%S-%f}"
         results.check_free(out)
         extra = parse.generated(options.limit, options.seed, few=not options.inputs)
         source = open_inputs(options.inputs or default, limit=options.limit, seed=options.seed, extra=extra)
@@ -165,9 +165,14 @@ def first_skipped(loader: ImageLoader) -> str:
 
 def unique(names: Sequence[str]) -> tuple[str, ...]:
     """Number names that come again: a, b, a -> a, b, a-2."""
-    return tuple(
-        name if name not in names[:i] else f"{name}-{list(names[:i]).count(name) + 1}" for i, name in enumerate(names)
-    )
+    found: list[str] = []
+    for name in names:
+        free, number = name, 1
+        while free in found:
+            number += 1
+            free = f"{name}-{number}"
+        found.append(free)
+    return tuple(found)
 
 
 def slug(name: str) -> str:

@@ -1,6 +1,7 @@
 """Attention maps beside the images they belong to, and over them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +17,10 @@ Results = Sequence[tuple[str, AttentionMaps]]
 MAPS = "inferno"
 """For attention: black where nothing is attended to, lightness rises evenly, so it reads in grey."""
 MOST_IMAGES = 6
+NARROWEST = 5.2
+"""Inches that titles and notes need, however few images there are."""
+ALIKE = 8.0
+"""Images whose pixels differ by less than this many of 255 grey levels, on average, show the same crop."""
 OVERLAY_DPI = 100
 """Overlays are saved with this, so that a pixel of the image is a pixel of the file."""
 CLIPPED = 0.995
@@ -67,24 +72,47 @@ def draw_maps(results: Results, *, upsample: str = "nearest") -> Figure:
     Models give a row each; where several blocks or heads were asked for, a row for each head of the last block, or for
     each block. The weight on prefix tokens, which a map does not show, stands under it.
     """
-    rows = [(title, found, block, head, False) for title, found in results for block, head in _rows(found)]
-    rows += [(f"{title}: rollout", found, 0, 0, True) for title, found in results if len(found.rollout)]
+    rows = [Row(title, found, block, head, False) for title, found in results for block, head in _rows(found)]
+    rows += [Row(f"{title}: rollout", found, 0, 0, True) for title, found in results if len(found.rollout)]
+    shown: list[Row | AttentionMaps] = []  # pictures stand wherever they change
+    for i, row in enumerate(rows):
+        if i == 0 or not _same_pictures(rows[i - 1].found, row.found):
+            shown.append(row.found)
+        shown.append(row)
     num = min(MOST_IMAGES, len(results[0][1].images))
     column = min(6.1 / num, 2.4)
-    shapes = [results[0][1].images.shape[1:3], *(found.images.shape[1:3] for _, found, *_ in rows)]
-    heights = [column * h / w for h, w in shapes]
-    figure = style.new_figure(sum(heights) + 0.36 * len(heights) + 0.5, width=max(column * num + 0.9, 4.6))
-    grid = figure.add_gridspec(len(heights), num, height_ratios=heights)
-    axes = [[figure.add_subplot(grid[r, c]) for c in range(num)] for r in range(len(heights))]
-    _pictures(axes[0], results[0][1])
-    plain = [found for _, found, _, _, rollout in rows if not rollout]
-    limit = color_limit(plain)
-    for line, (title, found, block, head, rollout) in zip(axes[1:], rows, strict=True):
-        own = _rollout_limit(found) if rollout else limit
-        _row(line, title, found, block, head, rollout=rollout, limit=own, upsample=upsample)
-    note = "white outlines: outlier patches; prefix: attention on CLS and registers, which a map does not show"
-    figure.supxlabel(f"{note}\n{_scale_note(results)}", fontsize=style.SMALL, color=style.FAINT)
+    sizes = [(row if isinstance(row, AttentionMaps) else row.found).images.shape[1:3] for row in shown]
+    heights = [column * h / w for h, w in sizes]
+    figure = style.new_figure(sum(heights) + 0.36 * len(heights) + 0.6, width=max(column * num + 0.9, NARROWEST))
+    grid = figure.add_gridspec(len(heights), num + 1, height_ratios=heights, width_ratios=[1] * num + [0.05])
+    limit = color_limit([row.found for row in rows if not row.is_rollout])
+    for r, row in enumerate(shown):
+        axes = [figure.add_subplot(grid[r, c]) for c in range(num)]
+        if isinstance(row, AttentionMaps):
+            _pictures(axes, row)
+        else:
+            _row(axes, figure.add_subplot(grid[r, num]), row, limit=limit, upsample=upsample)
+    note = "white outlines: outlier patches; prefix: attention on CLS and\nregisters, which a map does not show"
+    figure.supxlabel(f"{note}; {_scale_note(results)}", fontsize=style.SMALL, color=style.FAINT)
     return figure
+
+
+@dataclass(frozen=True)
+class Row:
+    """Name one row of maps."""
+
+    title: str
+    found: AttentionMaps
+    block: int
+    """Position in the arrays."""
+    head: int
+    is_rollout: bool
+
+
+def _same_pictures(one: AttentionMaps, other: AttentionMaps) -> bool:
+    if one.images.shape != other.images.shape:
+        return False
+    return np.abs(one.images.astype(float) - other.images).mean() < ALIKE
 
 
 def _rows(found: AttentionMaps) -> list[tuple[int, int]]:
@@ -93,22 +121,20 @@ def _rows(found: AttentionMaps) -> list[tuple[int, int]]:
     return [(blocks - 1, h) for h in range(heads)] if heads > 1 else [(b, 0) for b in range(blocks)]
 
 
-def _row(
-    line: Sequence[Axes], title: str, found: AttentionMaps, block: int, head: int, *, rollout: bool, limit: float,
-    upsample: str,
-) -> None:  # fmt: skip
+def _row(line: Sequence[Axes], bar_ax: Axes, row: Row, *, limit: float, upsample: str) -> None:
+    found = row.found
+    limit = _rollout_limit(found) if row.is_rollout else limit
     shown = []
     for i, ax in enumerate(line):
-        display = AttentionMapDisplay(found, i, block=block, head=head, rollout=rollout)
+        display = AttentionMapDisplay(found, i, block=row.block, head=row.head, rollout=row.is_rollout)
         shown.append(display.plot(ax, limit=limit, upsample=upsample))
-        if not rollout and found.prefix_mass.shape[-1]:
+        if not row.is_rollout and found.prefix_mass.shape[-1]:
             ax.set_xlabel(f"prefix {style.percent(display.prefix)}", fontsize=style.SMALL - 1, labelpad=2)
-    where = "" if rollout else f", block {found.summary['blocks'][block]}{_head(found, head)}"
+    where = "" if row.is_rollout else f", block {found.summary['blocks'][row.block]}{_head(found, row.head)}"
     line[0].set_title(" ", fontsize=style.NORMAL, pad=3)  # keeps the room
-    style.note_above(line[0], f"{title} ({found.summary['query']}{where})")
-    bar = line[0].figure.colorbar(
-        shown[0].image_, ax=list(line), pad=0.01, aspect=12, extend="neither" if rollout else "max"
-    )
+    style.note_above(line[0], f"{row.title} ({found.summary['query']}{where})")
+    figure = line[0].figure
+    bar = figure.colorbar(shown[0].image_, cax=bar_ax, extend="neither" if row.is_rollout else "max")
     bar.set_label("x uniform share")
 
 
@@ -122,8 +148,11 @@ def _rollout_limit(found: AttentionMaps) -> float:
 
 
 def _scale_note(results: Results) -> str:
-    note = f"colours end at the {CLIPPED:.1%} quantile of all maps"
-    return note + ("; one scale for all models" if len(results) > 1 else "")
+    note = f"colours end at the\n{CLIPPED:.1%} quantile of all maps" + (
+        ", one scale for all" if len(results) > 1 else ""
+    )
+    rolled = any(len(found.rollout) for _, found in results)
+    return note + ("; of a rollout at its own maximum" if rolled else "")
 
 
 def _pictures(axes: Sequence[Axes], found: AttentionMaps) -> None:

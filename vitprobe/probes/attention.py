@@ -107,8 +107,7 @@ def measure_attention(
     layout = backbone.layout()
     asked = Query.parse(query, layout)
     chosen = [backbone.check_block(b) for b in (blocks if blocks is not None else [backbone.num_blocks - 1])]
-    if isinstance(head, int) and not 0 <= head < backbone.num_heads:
-        raise ArgumentError(f"got head {head}; {backbone.spec.name} has heads 0 to {backbone.num_heads - 1}")
+    check_head(backbone, head)
     sites = _sites(backbone, asked, chosen, rollout=rollout)
     kept: list[dict[str, np.ndarray]] = []
     names: list[str] = []
@@ -126,6 +125,12 @@ def measure_attention(
     entropy = found.pop("entropy")
     summary = _summary(found, outliers, entropy, asked, chosen, head, cutoff, rule)
     return AttentionMaps(summary=summary, outliers=outliers, names=np.array(names), **found)
+
+
+def check_head(backbone: Backbone, head: int | str) -> None:
+    """Raise `ArgumentError` for a number that names no head of a model."""
+    if isinstance(head, int) and not 0 <= head < backbone.num_heads:
+        raise ArgumentError(f"got head {head}; {backbone.spec.name} has heads 0 to {backbone.num_heads - 1}")
 
 
 def roll_out(patterns: Sequence[Tensor], query: Sequence[int]) -> Tensor:
@@ -188,7 +193,7 @@ def _read(
     if head == "mean":
         rows = rows.mean(dim=2, keepdim=True)
     elif isinstance(head, int):
-        rows = rows[:, :, [head]]
+        rows, entropy = rows[:, :, [head]], entropy[:, :, [head]]
     rolled = torch.zeros(0, layout.num_tokens)
     if f"pattern{0}" in got:
         rolled = roll_out([got[f"pattern{i}"] for i in range(backbone.num_blocks)], asked.positions)

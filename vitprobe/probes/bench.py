@@ -192,6 +192,7 @@ def _hugging_face(backbone: Backbone) -> Run | None:
     registers = backbone.layout().num_registers
     make, config = (Dinov2WithRegistersModel, Dinov2WithRegistersConfig) if registers else (Dinov2Model, Dinov2Config)
     sizes = {"hidden_size": backbone.width, "num_hidden_layers": backbone.num_blocks}
+    sizes |= {"use_swiglu_ffn": "giant" in backbone.spec.architecture}
     sizes |= {"num_attention_heads": backbone.num_heads, "patch_size": backbone.patch_size[0]}
     extra = {"num_register_tokens": registers} if registers else {}
     made = config(**sizes, **extra, image_size=backbone.spec.image_size[0], attn_implementation="eager")

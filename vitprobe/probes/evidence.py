@@ -69,12 +69,12 @@ class Evidence:
     """Whether centred norms of all patches have two modes."""
     top_positions_share: float | None
     """Share of outliers that lie at the 1 % of grid positions (at least one) where they are most frequent."""
-    top_positions_if_uniform: float
-    """The same share if positions were drawn evenly."""
+    top_positions_if_uniform: float | None
+    """The same share expected if as many outliers were drawn evenly over the positions; near 1 % for many."""
     massive_dims: list[tuple[int, float]]
     """Up to three dimensions with the share of outliers in which they are the largest."""
     max_over_median: float | None
-    """Mean over outliers of max |x| over median |x|."""
+    """Mean of max |x| over median |x|, over the outliers among the 5 % of largest norm in their image."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the evidence as JSON can hold it."""
@@ -187,13 +187,21 @@ class EvidenceAccumulator:
             centred_ratio=None if None in ratio else float(2 ** (ratio[0] - ratio[1])),
             centred_bimodal=find_two_modes(NormHistogram(self.centred)).bimodal,
             top_positions_share=_mean(frequency[:top].sum(), number),
-            top_positions_if_uniform=top / len(frequency),
+            top_positions_if_uniform=_top_if_uniform(int(number), len(frequency), top),
             massive_dims=[(int(d), float(dims[d] / number)) for d in np.argsort(-dims)[:3] if dims[d] > 0],
             max_over_median=_mean(over["massive"], over["massive_count"]),
         )
 
     def _received_rest(self, edge: int) -> np.ndarray:
         return self.received.total() - self.received.from_edge(edge)
+
+
+def _top_if_uniform(number: int, positions: int, top: int) -> float | None:
+    """Estimate the share of the ``top`` fullest of so many positions among ``number`` even draws (64 simulations)."""
+    if not number:
+        return None
+    draws = np.random.default_rng(0).multinomial(number, np.full(positions, 1 / positions), size=64)
+    return float(-np.sort(-draws, axis=1)[:, :top].sum(axis=1).mean() / number)
 
 
 def _numbers(values: np.ndarray | None) -> np.ndarray | None:

@@ -195,8 +195,7 @@ def _sites(backbone: Backbone, layout: TokenLayout, measured: tuple[int, ...]) -
     def received(rows: Tensor) -> Tensor:  # (B, H, Q, T) -> (B, P), in multiples of the uniform share
         return rows.mean(dim=(1, 2))[:, layout.patches] * layout.num_tokens
 
-    step = max(layout.num_patches // NUM_QUERIES, 1)
-    asking = tuple(range(layout.patches.start + step // 2, layout.patches.stop, step))[:NUM_QUERIES]
+    asking = spread_queries(layout)
     sites = {"embed": Site("patch_embed", reduce=lambda x: neighbour_cosine(x, layout))}
     for i in range(backbone.num_blocks):
         sites[f"stream{i}"] = Site("resid_post", i, reduce=closer if i in measured else token_norms)
@@ -204,6 +203,13 @@ def _sites(backbone: Backbone, layout: TokenLayout, measured: tuple[int, ...]) -
     if backbone.num_blocks in measured:
         sites["final"] = Site("final_norm", reduce=closer)
     return sites
+
+
+def spread_queries(layout: TokenLayout) -> tuple[int, ...]:
+    """Return positions of up to `NUM_QUERIES` patches at the middles of a lattice of cells laid over the grid."""
+    side = round(NUM_QUERIES**0.5)
+    rows, cols = (sorted({(2 * i + 1) * size // (2 * side) for i in range(side)}) for size in layout.grid)
+    return tuple(layout.patch_position(row, col) for row in rows for col in cols)
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -160,9 +160,11 @@ def _fine_counts(norms: NormHistogram) -> tuple[np.ndarray, int]:
 def _beyond_gap(fine: np.ndarray, start: int, norms: NormHistogram) -> int:
     """Count the tokens beyond the first empty octave above the median, where they are a minority."""
     used = start + np.flatnonzero(fine[start:])
-    wide = np.flatnonzero(np.diff(used) > _PER_OCTAVE)
-    number = int(fine[used[wide[0] + 1] :].sum()) if len(wide) else 0
-    return number if number <= MAX_SHARE * norms.total else 0
+    for wide in np.flatnonzero(np.diff(used) > _PER_OCTAVE):
+        number = int(fine[used[wide + 1] :].sum())
+        if number <= MAX_SHARE * norms.total:
+            return number
+    return 0
 
 
 def _best_valley(fine: np.ndarray, start: int, width: float, norms: NormHistogram) -> tuple[float, ...] | None:
@@ -180,6 +182,10 @@ def _best_valley(fine: np.ndarray, start: int, width: float, norms: NormHistogra
         return None
     lower, low, high = lower[rising], low[rising], high[rising]
     p = binom.sf(high - 1, low + high, 0.5)
+    above = np.cumsum(fine[::-1])[::-1][lower]  # a valley with more than a minority above it is no candidate
+    few = above <= MAX_SHARE * norms.total + low
+    if few.any():
+        lower, low, high, p = lower[few], low[few], high[few], p[few]
     candidates = []
     for i in np.argsort(p + low / high, kind="stable")[:16]:
         peak = lower[i] + size + int(np.argmax(window[lower[i] + size :] == high[i]))
