@@ -72,8 +72,10 @@ def draw_maps(results: Results, *, upsample: str = "nearest") -> Figure:
     Models give a row each; where several blocks or heads were asked for, a row for each head of the last block, or for
     each block. The weight on prefix tokens, which a map does not show, stands under it.
     """
-    rows = [Row(title, found, block, head, False) for title, found in results for block, head in _rows(found)]
-    rows += [Row(f"{title}: rollout", found, 0, 0, True) for title, found in results if len(found.rollout)]
+    rows = []
+    for title, found in results:
+        rows += [Row(title, found, block, head, False) for block, head in _rows(found)]
+        rows += [Row(f"{title}: rollout", found, 0, 0, True)] if len(found.rollout) else []
     shown: list[Row | AttentionMaps] = []  # pictures stand wherever they change
     for i, row in enumerate(rows):
         if i == 0 or not _same_pictures(rows[i - 1].found, row.found):
