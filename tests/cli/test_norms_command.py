@@ -117,6 +117,17 @@ def test_a_result_is_drawn_again_from_its_numbers(run, photos, tmp_path):
     assert code == 0 and len(out.split()) == len(FIGURES)
 
 
+def test_a_folder_that_cannot_be_drawn_into_is_one_line(run, photos, tmp_path, monkeypatch):
+    run("norms", photos, "--format", "none", "--out", tmp_path / "r")
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vitprobe.plots.write", full)
+    code, out, err = run("redraw", tmp_path / "r")
+    assert (code, out) == (2, "") and "No space left" in err and err.count("\n") == 1
+
+
 def test_a_block_and_the_final_norm_can_be_asked_for(run, tmp_path):
     def summary(*args):
         return json.loads(run("norms", "--json", "--format", "none", "--out", tmp_path / "r", *args)[1])

@@ -15,7 +15,7 @@ def redraw(
     """Draw the figures of a stored result again; needs no weights, images or GPU."""
     from vitprobe.cli import parse, run_attn_maps, run_norms
     from vitprobe.cli.session import known_schema, load_parts
-    from vitprobe.errors import ArgumentError
+    from vitprobe.errors import ArgumentError, OutputError
 
     formats = parse.formats(format)
     if not formats:
@@ -24,5 +24,11 @@ def redraw(
     parts = load_parts(directory)
     body = bodies[known_schema(parts[0][1], list(bodies), directory)]
     drawn = [(title, body.read_back(stored)) for title, stored in parts]
-    for path in body.draw(drawn, directory, formats, **body.drawing(parts[0][1].settings)):
+    try:
+        paths = body.draw(drawn, directory, formats, **body.drawing(parts[0][1].settings))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write figures into {directory} ({error.strerror}); copy the result elsewhere"
+        ) from error
+    for path in paths:
         typer.echo(str(path))
