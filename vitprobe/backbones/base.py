@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,6 +91,10 @@ class Backbone(ABC):
 
     An adapter that names any takes them, as the model passed them, in `query_key_value` and `run_attention`.
     """
+    parameter_patterns: Mapping[str, str]
+    """What `parameter_names` looks for, by kind; that of ``block`` has the block's number as its first group."""
+    model_args: Mapping[str, Any] = MappingProxyType({})
+    """What the library must be told, beside the architecture's name, to build this model again."""
 
     @abstractmethod
     def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
@@ -147,6 +153,58 @@ class Backbone(ABC):
         """Run the tower as its library does: (B, 3, height, width) -> its pooled output."""
         return self.module(images)
 
+    @abstractmethod
+    def tokens(self, images: Tensor, *, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
+        """Compute all tokens, CLS and registers included: (B, 3, height, width) -> (B, T, D), with gradients.
+
+        They are taken after the last block, and after `final_norm` where there is one, in the order that `layout` of
+        the images' size states; positions come to another size than the spec's as the library resizes them, in 2-D.
+        Patch embeddings that ``masked``, (B, P) bool, names give way to ``mask_token``, (D,), before positions are
+        added (iBOT, arXiv 2111.07832). Raises `ArgumentError` for a size or a mask that does not fit the model.
+        """
+
+    @abstractmethod
+    def pool(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
+        """Pool what `tokens` gave to the features that the model's own head reads: (B, T, D) -> (B, D)."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Compute one vector an image, (B, D'): what the head reads, or, of a CLIP tower, its embedding."""
+
+    def reset_head(self, num_classes: int, *, seed: int = 0) -> None:
+        """Put a new head of ``num_classes`` outputs, or none for 0, in place of the model's own."""
+        if type(num_classes) is not int or num_classes < 0:
+            raise ArgumentError(f"got a head of {num_classes!r} classes; give a whole number, 0 for none")
+        self.replace_head(num_classes, torch.Generator().manual_seed(seed))
+        self.spec = replace(self.spec, digest=digest_module(self.module))
+
+    @abstractmethod
+    def replace_head(self, num_classes: int, generator: torch.Generator) -> None:
+        """Do what `reset_head` says; the weights come from the generator, which is the CPU's."""
+
+    def add_registers(self, values: Tensor) -> None:
+        """Put registers, (R, D), into a module that has none. Raises `ArgumentError` where it has no place for them."""
+        raise ArgumentError(f"{self.spec.name} has no place for registers; timm's ViTs and open_clip's have")
+
+    def parameter_names(self, kind: str) -> tuple[str, ...]:
+        """Name the parameters of one kind as ``module.named_parameters`` does; empty where the model has none.
+
+        Kinds: registers, cls, positions, patch_embedding, block:0 and on, last_block, final_norm (of tokens or of the
+        pooled vector), head, layer_scale. Raises `ArgumentError` for any other.
+        """
+        name, _, number = (f"block:{self.num_blocks - 1}" if kind == "last_block" else kind).partition(":")
+        if (name == "block") != number.isdecimal() or name not in self.parameter_patterns:
+            raise ArgumentError(f"got {kind!r}; kinds: last_block, {', '.join(self.parameter_patterns)} (as block:0)")
+        index = str(self.check_block(int(number))) if number else None
+        found = ((n, re.fullmatch(self.parameter_patterns[name], n)) for n, _ in self.module.named_parameters())
+        return tuple(n for n, match in found if match and (index is None or match[1] == index))
+
+    def rewrap(self, module: nn.Module, spec: ModelSpec) -> "Backbone":
+        """Wrap a copy or a variant of the module in an adapter of the same family, `model_args` and all."""
+        backbone = type(self)(module, spec, self.transform)
+        backbone.model_args = dict(self.model_args)
+        return backbone
+
     def check_block(self, index: int) -> int:
         """Return ``index`` if it names a block. Raises `ArgumentError` otherwise."""
         if not 0 <= index < self.num_blocks:
@@ -183,6 +241,15 @@ class Backbone(ABC):
     def run_attention(self, index: int, x: Tensor, **context: Any) -> Tensor:
         """Run the attention module of block ``index`` on what it reads, (B, T, D) -> (B, T, D)."""
         return self.attention(index)(x, **context)
+
+
+def mask_patches(patches: Tensor, masked: Tensor | None, mask_token: Tensor | None) -> Tensor:
+    """Put one token, (D,), in place of the masked patch embeddings, (B, P, D); ``masked`` is (B, P) bool, or None."""
+    if masked is None and mask_token is None:
+        return patches
+    if masked is None or mask_token is None or masked.dtype != torch.bool or masked.shape != patches.shape[:2]:
+        raise ArgumentError(f"a mask takes masked, {tuple(patches.shape[:2])} bool, and mask_token, or neither of them")
+    return torch.where(masked.unsqueeze(-1), mask_token.to(patches.dtype), patches)  # (B, P, D)
 
 
 def pattern_rows(q: Tensor, k: Tensor, queries: Sequence[int]) -> Tensor:

@@ -1,5 +1,6 @@
 """Vision transformers of timm's ``Eva``: DINOv3, EVA-02, ViTs with rotary positions, Perception Encoder, ..."""
 
+import copy
 from typing import Any
 
 import torch
@@ -46,6 +47,19 @@ class TimmEva(TimmTower):
             picks = torch.linspace(0, table.shape[-2] - 1, 7, device=table.device).long()
             table = table.index_select(-2, picks)
         return self.random_tokens(self.module.num_prefix_tokens + 7), {"rope": table}
+
+    def contexts(self, grid: tuple[int, int]) -> list[dict[str, Any]]:
+        rope, own = self.module.rope, tuple(self.module.patch_embed.grid_size)
+        if rope is None:
+            return [{"rope": None}] * self.num_blocks
+        is_cached = not self.module.dynamic_img_size and hasattr(rope, "feat_shape")
+        if is_cached and grid != own:  # a copy, since the table may be built for one grid alone
+            parts = {id(p): p for p in rope.parameters()}  # learned frequencies stay the model's own
+            rope = copy.deepcopy(rope, parts)
+            rope.update_feat_shape(list(grid))
+        table = rope.get_embed() if is_cached else rope.get_embed(shape=list(grid))
+        is_mixed = getattr(self.module, "rope_mixed", False)  # a table a block
+        return [{"rope": table[index] if is_mixed else table} for index in range(self.num_blocks)]
 
 
 def _project(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -76,7 +76,7 @@ def load_timm(spec: ModelSpec, *, weights: str, image_size: tuple[int, int] | No
     that the model does not have, `WeightsError` for the weights.
     """
     source = _source(spec)
-    seen = _look(spec, source)
+    seen = look(spec, source)
     cfg, native, grid = seen.pretrained_cfg, seen.patch_embed.img_size, seen.patch_embed.grid_size
     size = check_image_size(image_size or tuple(native), (native[0] // grid[0], native[1] // grid[1]))
     if spec.pos_embed == "official":
@@ -88,7 +88,11 @@ def load_timm(spec: ModelSpec, *, weights: str, image_size: tuple[int, int] | No
     made = {"hub": cfg.get("tag") or "pretrained", "random": f"random (seed {seed})"}.get(weights, Path(weights).name)
     registers, digest = num_registers(module), digest_module(module)
     spec = replace(spec, image_size=size, num_registers=registers, weights=made, digest=digest)
-    return adapter_for(module, spec.name)(module, spec, timm_transform(module, size))
+    backbone = adapter_for(module, spec.name)(module, spec, timm_transform(module, size))
+    if source.startswith(LOCAL):  # what a variant's architecture is beside its name
+        config = read_config(Path(source.removeprefix(LOCAL)) / "config.json", label=spec.name, kind="architecture")
+        backbone.model_args = dict(config.get("model_args") or {})
+    return backbone
 
 
 def _source(spec: ModelSpec) -> str:
@@ -105,7 +109,7 @@ def _source(spec: ModelSpec) -> str:
     return f"{LOCAL}{path.parent}"
 
 
-def _look(spec: ModelSpec, source: str) -> nn.Module:
+def look(spec: ModelSpec, source: str) -> nn.Module:
     """Build the model without memory: refuse it early, and learn its config, patch and default size in pixels."""
     import timm
     from timm.models import is_model

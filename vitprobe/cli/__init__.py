@@ -9,9 +9,11 @@ from vitprobe.cli.attn_maps import attn_maps
 from vitprobe.cli.bench import bench
 from vitprobe.cli.calibrate import calibrate
 from vitprobe.cli.fetch import fetch
+from vitprobe.cli.launch import one_voice
 from vitprobe.cli.models import models
 from vitprobe.cli.norms import norms
 from vitprobe.cli.redraw import redraw
+from vitprobe.cli.train_registers import train_registers
 from vitprobe.errors import ExitCode, VitprobeError
 
 INTERRUPTED = 130
@@ -44,6 +46,7 @@ def _options(
 
 app.command(rich_help_panel="Measure")(norms)
 app.command("attn-maps", rich_help_panel="Measure")(attn_maps)
+app.command("train-registers", rich_help_panel="Train")(train_registers)
 app.command(rich_help_panel="Trust")(calibrate)
 app.command(rich_help_panel="Trust")(bench)
 app.command(rich_help_panel="Show")(redraw)
@@ -63,6 +66,11 @@ def _advice(error: Exception) -> str:
 
 def main() -> None:
     """Run the command line; a user's error is one message on stderr and exit code 2."""
+    with one_voice():
+        _main()
+
+
+def _main() -> None:
     try:
         app()
     except VitprobeError as error:

@@ -72,6 +72,31 @@ def at_least(name: str, value: int, least: int) -> int:
     return value
 
 
+def pairs(texts: Sequence[str]) -> dict[str, object]:
+    """Read ``KEY=VALUE``: numbers, true, false, none, several with commas; anything else is text."""
+    found: dict[str, object] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip().isidentifier():
+            raise ArgumentError(f"got {text!r}; allowed is KEY=VALUE, e.g. depth=12")
+        several = "," in value
+        parts = [_value(part.strip()) for part in value.split(",") if part.strip()]
+        found[key.strip()] = tuple(parts) if several else _value(value.strip())
+    return found
+
+
+def _value(text: str) -> object:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
 def head(text: str) -> int | str:
     """Read ``--head``: ``mean``, ``all``, or a number."""
     if text in ("mean", "all"):

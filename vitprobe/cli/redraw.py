@@ -13,7 +13,8 @@ def redraw(
     format: Format = ["png"],  # noqa: B006
 ) -> None:
     """Draw the figures of a stored result again; needs no weights, images or GPU."""
-    from vitprobe.cli import parse, run_attn_maps, run_norms
+    from vitprobe import results
+    from vitprobe.cli import parse, run_attn_maps, run_norms, train_result
     from vitprobe.cli.session import known_schema, load_parts
     from vitprobe.errors import ArgumentError, OutputError
 
@@ -21,11 +22,16 @@ def redraw(
     if not formats:
         raise ArgumentError("got --format none; allowed are png, svg and pdf")
     bodies = {body.SCHEMA: body for body in (run_norms, run_attn_maps)}
-    parts = load_parts(directory)
-    body = bodies[known_schema(parts[0][1], list(bodies), directory)]
-    drawn = [(title, body.read_back(stored)) for title, stored in parts]
+    stored = results.load(directory)
+    schema = known_schema(stored, [*bodies, train_result.SCHEMA], directory)
+    if schema == train_result.SCHEMA:
+        body, drawn, options = train_result, train_result.read_back(stored), {}
+    else:
+        body, parts = bodies[schema], load_parts(directory)
+        drawn = [(title, body.read_back(part)) for title, part in parts]
+        options = body.drawing(parts[0][1].settings)
     try:
-        paths = body.draw(drawn, directory, formats, **body.drawing(parts[0][1].settings))
+        paths = body.draw(drawn, directory, formats, **options)
     except OSError as error:
         raise OutputError(
             f"cannot write figures into {directory} ({error.strerror}); copy the result elsewhere"

@@ -1,6 +1,7 @@
 """What every measuring command does around its probe: open images and models, say where numbers came from, save."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from vitprobe.cli import parse
 from vitprobe.errors import ArgumentError, ExitCode, InputError
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.sources import Source, open_inputs
+from vitprobe.probes.shards import Shards
 
 
 @dataclass(frozen=True)
@@ -59,29 +61,50 @@ class Session:
     formats: tuple[str, ...]
     device: str
     autocast: torch.dtype | None
+    shards: Shards
 
     @classmethod
-    def open(cls, command: str, options: Options, *, default: tuple[str, ...]) -> "Session":
-        """Open images and models. ``default``: the inputs of a call that names none. Raises a `VitprobeError`."""
-        device, autocast = parse.device(options.device), parse.autocast(options.dtype)
+    def open(
+        cls, command: str, options: Options, *, default: tuple[str, ...], shards: Shards | None = None
+    ) -> "Session":
+        """Open images and models. ``default``: the inputs of a call that names none. Raises a `VitprobeError`.
+
+        ``shards``: the processes that share the images; a command that gives none refuses to run in several.
+        """
+        shards = _alone(command, options.device) if shards is None else shards
+        device, autocast = parse.device(shards.device), parse.autocast(options.dtype)
         formats, size = parse.formats(options.formats), parse.image_size(options.image_size)
-        plain = "+".join(slug(name) for name in options.models)[:100]
-        out = options.out or Path("runs") / command / f"{plain}-{datetime.now():%Y%m%d-%H%M%S-%f}"
-        results.check_free(out)
-        extra = parse.generated(options.limit, options.seed, few=not options.inputs)
-        source = open_inputs(options.inputs or default, limit=options.limit, seed=options.seed, extra=extra)
         weights = parse.one_each(options.weights, options.models)
-        models = tuple(
-            backbones.load(name, weights=given, image_size=size, seed=options.seed, pos_embed=options.pos_embed)
-            for name, given in zip(options.models, weights, strict=True)
-        )
+
+        def choose() -> tuple[Path, Source]:  # once: the clock, a list on stdin or a folder may differ the next moment
+            plain = "+".join(slug(name) for name in options.models)[:100]
+            out = options.out or Path("runs") / command / f"{plain}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+            results.check_free(out)
+            extra = parse.generated(options.limit, options.seed, few=not options.inputs)
+            return out, open_inputs(options.inputs or default, limit=options.limit, seed=options.seed, extra=extra)
+
+        def load() -> tuple[Backbone, ...]:
+            return tuple(
+                backbones.load(name, weights=given, image_size=size, seed=options.seed, pos_embed=options.pos_embed)
+                for name, given in zip(options.models, weights, strict=True)
+            )
+
+        out, source = shards.on_main(choose)
+        models = shards.first_here(load)
         slugs = unique([slug(name) for name in options.models])
-        return cls(command, options, source, models, slugs, out, formats, device, autocast)
+        return cls(command, options, source, models, slugs, out, formats, device, autocast, shards)
 
     def loader(self, model: Backbone) -> ImageLoader:
-        """Read the images through the model's own transform."""
-        options = self.options
-        return ImageLoader(self.source.items, model.transform, batch_size=options.batch_size, workers=options.workers)
+        """Read this process's share of the images through the model's own transform."""
+        options, items = self.options, self.source.items
+        mine = self.shards.share(range(len(items)), chunk=max(1, options.batch_size))
+        return ImageLoader(items, model.transform, batch_size=options.batch_size, workers=options.workers, indices=mine)
+
+    @contextmanager
+    def directory(self) -> Iterator[Path]:
+        """Give the directory that the result is written into; the main process makes it, and puts it in its place."""
+        with ExitStack() as stack:
+            yield self.shards.on_main(lambda: stack.enter_context(results.result_directory(self.out)))
 
     def folder(self, whole: Path, name: str) -> Path:
         """Return the folder of one model inside the result that is being written."""
@@ -105,12 +128,13 @@ class Session:
             model=asdict(model.spec),
             inputs=inputs | {"notes": dict(loader.notes)},
             seed=self.options.seed,
-            device=self.device,
+            device=parse.device(self.options.device),
             dtype=self.options.dtype,
         )
         shared = {
             name: getattr(self.options, name) for name in ("inputs", "image_size", "pos_embed", "limit", "batch_size")
         }
+        shared |= {"processes": self.shards.world} if self.shards.world > 1 else {}
         return results.StoredResult(
             f"vitprobe.{self.command}/1",
             results.provenance_dict(provenance),
@@ -132,6 +156,13 @@ class Session:
             provenance[key] = [part.stored.provenance[key] for part in parts]
         summaries = [part.stored.summary for part in parts]
         results.save(whole, results.StoredResult(first.schema, provenance, first.settings, summaries, {}))
+
+
+def _alone(command: str, device: str) -> Shards:
+    with Shards.open(device) as shards:
+        if shards.world > 1:
+            raise ArgumentError(f"{command} runs in one process; start it without torchrun or accelerate launch")
+    return shards
 
 
 def exit_code(parts: Sequence[Part]) -> ExitCode:

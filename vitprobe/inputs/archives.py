@@ -8,7 +8,6 @@ import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ IMAGE_COLUMNS = ("image", "img")
 """Columns that are taken to hold the image, whatever other columns there are."""
 PATH_COLUMNS = ("file_name", "filename", "image_path", "file_path", "filepath", "file", "path")
 """Columns of strings that are taken to hold paths where nothing else can be the image."""
+MAX_KEPT_BYTES = 2**28
+"""How much of Parquet files a process keeps in memory, so that rows can be read in any order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,12 @@ class ParquetItem:
         import pyarrow as pa
 
         try:
-            return _row_group(self.path, self.column, self.group, os.stat(self.path).st_mtime_ns)[self.offset].as_py()
+            modified = os.stat(self.path).st_mtime_ns
+            return _ROW_GROUPS.read(self.path, self.column, self.group, modified)[self.offset].as_py()
         except (OSError, pa.ArrowException, ValueError, IndexError) as error:
             if isinstance(error, OSError) and error.errno:  # Arrow raises OSErrors without a number for damage
                 raise InputError(os_reason(error, self.path)) from None
-            raise InputError(f"damaged row group: {_one_line(error)}") from None
+            raise InputError(f"damaged row group: {one_line(error)}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,9 @@ def list_parquet(path: str) -> list[ParquetItem]:
             column = _image_column(file.schema_arrow)
             lengths = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
     except OSError as error:
-        raise InputError(os_reason(error, path) if error.errno else f"damaged: {_one_line(error)}") from None
+        raise InputError(os_reason(error, path) if error.errno else f"damaged: {one_line(error)}") from None
     except pa.ArrowException as error:
-        raise InputError(f"not a Parquet file that can be read: {_one_line(error)}") from None
+        raise InputError(f"not a Parquet file that can be read: {one_line(error)}") from None
     items: list[ParquetItem] = []
     for group, length in enumerate(lengths):
         first = len(items)
@@ -136,7 +138,7 @@ def _image_column(schema: Any) -> str:
         if names:
             raise InputError(f"columns {', '.join(names)} may all hold the image; name the right one 'image'")
     listed = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    raise InputError(_one_line(f"no column of images among {listed}; put the files' bytes in a column 'image'", 400))
+    raise InputError(one_line(f"no column of images among {listed}; put the files' bytes in a column 'image'", 400))
 
 
 def _column_kind(kind: Any) -> str | None:
@@ -153,14 +155,30 @@ def _column_kind(kind: Any) -> str | None:
     return "path" if types.is_string(kind) or types.is_large_string(kind) else None
 
 
-@lru_cache(maxsize=1)  # items are read in order, so the rows that follow come from the same group
-def _row_group(path: str, column: str, group: int, _modified: int) -> Any:
-    """Return one column of one row group; no threads, which do not survive the fork of a worker process."""
-    import pyarrow.parquet as pq
+class _RowGroups:
+    """Keep columns of the row groups that were read last, the newest whatever its size, up to a number of bytes."""
 
-    with pq.ParquetFile(path, pre_buffer=False) as file:
-        table = file.read_row_group(group, columns=[column], use_threads=False)
-        return table.column(column)
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._kept: dict[tuple[str, str, int, int], Any] = {}
+
+    def read(self, path: str, column: str, group: int, modified: int) -> Any:
+        """Return one column of one row group; no threads, which do not survive the fork of a worker process."""
+        import pyarrow.parquet as pq
+
+        key = (path, column, group, modified)
+        if key in self._kept:
+            self._kept[key] = self._kept.pop(key)  # at the end: the one that goes first stands first
+            return self._kept[key]
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            values = file.read_row_group(group, columns=[column], use_threads=False).column(column)
+        self._kept[key] = values
+        while len(self._kept) > 1 and sum(kept.nbytes for kept in self._kept.values()) > self._most_bytes:
+            del self._kept[next(iter(self._kept))]
+        return values
+
+
+_ROW_GROUPS = _RowGroups(MAX_KEPT_BYTES)
 
 
 def list_tar(path: str) -> tuple[list[TarItem], str | None]:
@@ -171,29 +189,42 @@ def list_tar(path: str) -> tuple[list[TarItem], str | None]:
     nothing can be listed.
     """
     items: list[TarItem] = []
-    key, has_image = ("", ""), False
+    key, has_image = "", False
     stopped = None
     try:
-        for member in _members(path):
-            folder, _, base = member.name.rpartition("/")
-            member_key = (folder, base.split(".")[0])
-            if base.startswith("."):  # .DS_Store, and ._photo.jpg beside each photo in archives made on a Mac
-                continue
+        for member in tar_members(path):
+            member_key, ending = sample_key(member.name)
             if member_key != key:
                 key, has_image = member_key, False
-            if not has_image and os.path.splitext(base)[1].lower() in SUFFIXES:
+            if not has_image and is_image(ending):
                 items.append(TarItem(path, member.name, member.offset_data, member.size))
                 has_image = True
     except OSError as error:
         raise InputError(os_reason(error, path)) from None
     except (tarfile.TarError, ValueError, EOFError) as error:
-        stopped = f"damaged after {len(items)} images: {_one_line(error)}"
+        stopped = f"damaged after {len(items)} images: {one_line(error)}"
         if not items:
-            raise InputError(f"not a tar file that can be read: {_one_line(error)}") from None
+            raise InputError(f"not a tar file that can be read: {one_line(error)}") from None
     return items, stopped
 
 
-def _members(path: str) -> Iterator[tarfile.TarInfo]:
+def sample_key(member: str) -> tuple[str, str]:
+    """Return the sample that a member belongs to and its ending, without a dot: `a/0.seg.png` -> `a/0`, `seg.png`."""
+    folder, _, base = member.rpartition("/")
+    stem, _, ending = base.partition(".")
+    return f"{folder}/{stem}", ending.lower()
+
+
+def is_image(ending: str) -> bool:
+    """Return whether a member with this ending, as `sample_key` gives it, is an image by its name."""
+    return f".{ending.rpartition('.')[2]}" in SUFFIXES
+
+
+def tar_members(path: str) -> Iterator[tarfile.TarInfo]:
+    """Yield the files in a tar file, hidden ones left out, from their headers.
+
+    Raises InputError where it is empty, and what Python raises where it cannot be read or is damaged.
+    """
     with open(path, "rb") as raw:
         if raw.seek(0, io.SEEK_END) == 0:
             raise InputError("empty file")
@@ -201,13 +232,15 @@ def _members(path: str) -> Iterator[tarfile.TarInfo]:
         with tarfile.open(fileobj=raw, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # tarfile keeps all that it has seen
-                if member.isreg():
+                # Hidden: .DS_Store, and ._photo.jpg beside each photo in archives made on a Mac.
+                if member.isreg() and not os.path.basename(member.name).startswith("."):
                     yield member
             raw.seek(tar.offset)
             if any(raw.read(tarfile.BLOCKSIZE)):  # tarfile takes a header that it cannot read for the end
                 raise tarfile.ReadError(f"no readable header at byte {tar.offset:,}")
 
 
-def _one_line(error: Exception | str, limit: int = 160) -> str:
+def one_line(error: Exception | str, limit: int = 160) -> str:
+    """Return the text of an error on one line of at most `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,25 +1,20 @@
 """Load images in batches, in the order of the source, through worker processes; skip and name what cannot be read."""
 
 import hashlib
-import os
-import signal
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from vitprobe.errors import ArgumentError, InputError, VitprobeError
+from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.images import Item, bounded
+from vitprobe.inputs.workers import FEW_ITEMS, next_of, num_cores, start_reading
 
-FEW_ITEMS = 64
-"""Fewer items than these are read in the process itself: starting workers takes longer than reading."""
 MAX_WORKERS = 4
 """How many workers are started where the caller does not say."""
 
@@ -53,6 +48,40 @@ class _Loaded:
     """Whether the reason is the transform's fault, and would come back for each image."""
 
 
+@dataclass
+class Account:
+    """Count what was read, skipped and done to images; accounts of shares of a source add up in its order."""
+
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(name, reason) of each image that could not be read, in source order."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """How many of the images that were read had which note."""
+    num_read: int = 0
+    """Images given out."""
+    digests: bytearray = field(default_factory=bytearray)
+    """32 bytes for each of them, in source order."""
+
+    def add(self, loaded: Sequence[_Loaded]) -> None:
+        """Take in one batch as it was read."""
+        self.skipped += [(one.name, one.reason) for one in loaded if one.pixels is None]
+        for one in loaded:
+            if one.pixels is not None:
+                self.notes.update(one.notes)
+                self.digests += bytes.fromhex(one.digest)
+                self.num_read += 1
+
+    def extend(self, later: "Account") -> None:
+        """Add what was read of the images that come next in the source."""
+        self.skipped += later.skipped
+        self.notes.update(later.notes)
+        self.num_read += later.num_read
+        self.digests += later.digests
+
+    def digest(self) -> str:
+        """Return the SHA-256, in hexadecimal, of the digests, each in hexadecimal."""
+        return hashlib.sha256(self.digests.hex().encode()).hexdigest()
+
+
 class ImageLoader:
     """Iterate over `items` in batches, and count what was read, skipped and done to the images on the way."""
 
@@ -64,32 +93,46 @@ class ImageLoader:
         batch_size: int = 8,
         workers: int | None = None,
         bound: int = 8,
+        indices: Sequence[int] | None = None,
     ) -> None:
         """Prepare to read `items` with `transform`, from a PIL image to (3, H, W); nothing is read yet.
 
         `workers` is the number of processes, 0 for none, None to choose. Sides are cropped to at most `bound` times
-        each other before the transform. Raises ArgumentError for a batch size or a bound below 1, or negative workers.
+        each other before the transform. `indices` are the positions of the items to read, by default all. Raises
+        ArgumentError for a batch size or a bound below 1, or negative workers.
         """
         for name, value, least in (("batch size", batch_size, 1), ("bound", bound, 1), ("workers", workers or 0, 0)):
             if value < least:
                 raise ArgumentError(f"{name} of {value}; give {least} or more")
-        self.workers = _num_workers(len(items)) if workers is None else min(workers, len(items))
+        self._indices = range(len(items)) if indices is None else indices
+        self.workers = _num_workers(len(self)) if workers is None else min(workers, len(self))
         self._reading = _Reading(items, transform, bound)
         self._batch_size = batch_size
-        self._reset()
+        self.account = Account()
+        """What was read, skipped and done so far."""
 
-    def _reset(self) -> None:
-        self.skipped: list[tuple[str, str]] = []
+    def __len__(self) -> int:
+        """Return the number of images to read."""
+        return len(self._indices)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of each image that could not be read, in source order."""
-        self.notes: Counter[str] = Counter()
+        return self.account.skipped
+
+    @property
+    def notes(self) -> Counter[str]:
         """How many of the images that were read had which note."""
-        self.num_read = 0
+        return self.account.notes
+
+    @property
+    def num_read(self) -> int:
         """Images given out."""
-        self._digest = hashlib.sha256()
+        return self.account.num_read
 
     def digest(self) -> str:
         """Return the SHA-256, in hexadecimal, of the digests of the images given out so far, in source order."""
-        return self._digest.hexdigest()
+        return self.account.digest()
 
     def __iter__(self) -> Iterator[ImageBatch]:
         """Return an iterator over the batches; the counts start again.
@@ -97,49 +140,32 @@ class ImageLoader:
         It raises VitprobeError where a worker process was killed, and ArgumentError where the transform gives something
         other than (3, H, W) or images of different sizes.
         """
-        self._reset()
+        self.account = Account()
         return self._batches()
 
     def _batches(self) -> Iterator[ImageBatch]:
-        batches = self._started()
+        steps = range(0, len(self), self._batch_size)
+        indices = (self._indices[first : first + self._batch_size] for first in steps)
+        batches = start_reading(self._reading, indices, collate=_as_they_are, workers=self.workers)
         try:
-            while (loaded := _next(batches)) is not None:
+            while (loaded := next_of(batches)) is not None:
                 batch = self._batch(loaded)
                 if batch is not None:
                     yield batch
         finally:
             del batches  # ends the workers
 
-    def _started(self) -> Iterator[list[_Loaded]]:
-        with _interrupts_held(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of more workers than cores, and of a fork beside threads
-            return iter(
-                DataLoader(
-                    self._reading,
-                    batch_size=self._batch_size,
-                    shuffle=False,
-                    num_workers=self.workers,
-                    collate_fn=_as_they_are,
-                    worker_init_fn=_start_worker,
-                    generator=torch.Generator(),  # its own, or it draws from the global one
-                )
-            )
-
     def _batch(self, loaded: Sequence[_Loaded]) -> ImageBatch | None:
         for one in loaded:
             if one.is_fatal:
                 raise ArgumentError(one.reason)
-        self.skipped += [(one.name, one.reason) for one in loaded if one.pixels is None]
         good = [one for one in loaded if one.pixels is not None]
-        if not good:
-            return None
         sizes = sorted({one.pixels.shape for one in good})
         if len(sizes) > 1:
             raise ArgumentError(f"the transform gave images of sizes {sizes[0]} and {sizes[-1]}; one size is needed")
-        for one in good:
-            self.notes.update(one.notes)
-            self._digest.update(one.digest.encode())
-        self.num_read += len(good)
+        self.account.add(loaded)
+        if not good:
+            return None
         return ImageBatch(
             names=tuple(one.name for one in good),
             images=torch.from_numpy(np.stack([one.pixels for one in good])),  # (B, 3, H, W)
@@ -178,41 +204,9 @@ class _Reading(Dataset[_Loaded]):
         return _Loaded(index, item.name, pixels=pixels, digest=decoded.digest, notes=decoded.notes)
 
 
-def _next(batches: Iterator[list[_Loaded]]) -> list[_Loaded] | None:
-    try:
-        return next(batches, None)
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise VitprobeError(
-            "a process that reads images was killed, perhaps for want of memory; use fewer workers, or 0"
-        ) from error
-
-
 def _as_they_are(loaded: list[_Loaded]) -> list[_Loaded]:
     return loaded
 
 
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C while workers start: they keep it held, and the main process, which gets it after, ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _num_workers(num_items: int) -> int:
-    if num_items < FEW_ITEMS:
-        return 0
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // 2))
+    return 0 if num_items < FEW_ITEMS else max(1, min(MAX_WORKERS, num_cores() // 2))

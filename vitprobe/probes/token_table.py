@@ -17,7 +17,8 @@ class TokenTable:
     ``outlier`` is true for patches at or over their block's cutoff. Memory does not grow with the number of images.
     """
 
-    def __init__(self, path: Path, layout: TokenLayout, *, num_blocks: int) -> None:
+    def __init__(self, path: Path, layout: TokenLayout, *, num_blocks: int, rank: int = 0) -> None:
+        """Open the table, or, of several processes, the part of the one of this rank."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -25,8 +26,9 @@ class TokenTable:
         names = pa.dictionary(pa.int32(), pa.string())
         fields = [("image", names), ("block", pa.int16()), ("kind", names), ("row", pa.int16()), ("col", pa.int16())]
         self._schema = pa.schema([*fields, ("norm", pa.float32())])
-        self._part = path.with_suffix(".part")
-        self._writer = parquet.ParquetWriter(self._part, self._schema)
+        self.part = path.with_suffix(f".{rank}.part")
+        """Where the rows are until `finish`."""
+        self._writer = parquet.ParquetWriter(self.part, self._schema)
         kinds, rows, cols = [""] * layout.num_tokens, [None] * layout.num_tokens, [None] * layout.num_tokens
         for kind in layout.kinds:
             for k, position in enumerate(layout.positions(kind)):
@@ -51,20 +53,30 @@ class TokenTable:
         ]
         self._writer.write_table(pa.table(columns, schema=self._schema))
 
-    def finish(self, cutoffs: Sequence[float | None]) -> None:
-        """Fill in ``outlier`` by the cutoff of each point and put the file in its place."""
+    def close(self) -> Path:
+        """End this part, and say where it is."""
+        self._writer.close()
+        return self.part
+
+    def finish(self, cutoffs: Sequence[float | None], parts: Sequence[Path] = ()) -> None:
+        """Fill in ``outlier`` by the cutoff of each point, and put the file in its place.
+
+        ``parts``: those of all processes, in the order of the images; by default this one's alone.
+        """
         import pyarrow as pa
         from pyarrow import compute as pc
         from pyarrow import parquet
 
-        self._writer.close()
+        own = self.close()
         limits = np.array([np.inf if c is None or np.isnan(c) else c for c in cutoffs])
         schema = self._schema.append(pa.field("outlier", pa.bool_()))
-        with parquet.ParquetWriter(self._path, schema) as writer, parquet.ParquetFile(self._part) as part:
-            for group in range(part.num_row_groups):
-                table = part.read_row_group(group)
-                point = pc.fill_null(table["block"], len(limits) - 1).to_numpy()
-                patch = pc.equal(table["kind"].cast(pa.string()), "patch").to_numpy()
-                over = patch & (table["norm"].to_numpy() >= limits[point])
-                writer.write_table(table.append_column("outlier", pa.array(over)).cast(schema))
-        self._part.unlink()
+        with parquet.ParquetWriter(self._path, schema) as writer:
+            for path in parts or (own,):
+                with parquet.ParquetFile(path) as part:
+                    for group in range(part.num_row_groups):
+                        table = part.read_row_group(group)
+                        point = pc.fill_null(table["block"], len(limits) - 1).to_numpy()
+                        patch = pc.equal(table["kind"].cast(pa.string()), "patch").to_numpy()
+                        over = patch & (table["norm"].to_numpy() >= limits[point])
+                        writer.write_table(table.append_column("outlier", pa.array(over)).cast(schema))
+                path.unlink()

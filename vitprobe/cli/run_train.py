@@ -1,0 +1,158 @@
+"""The body of ``vitprobe train-registers``: resolve, train each variant, compare, echo."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from vitprobe import results
+from vitprobe.cli import echo, parse
+from vitprobe.cli.run_train_compare import finish, look
+from vitprobe.cli.session import slug
+from vitprobe.cli.train_progress import plans, training
+from vitprobe.errors import ArgumentError, ExitCode
+from vitprobe.probes.shards import Shards
+from vitprobe.training import checkpoint
+from vitprobe.training.build import build, sizes
+from vitprobe.training.config import TrainConfig, resolve
+from vitprobe.training.data import Data, open_data
+from vitprobe.training.engine import Engine
+from vitprobe.training.loop import Stopped, train
+from vitprobe.training.variants import variants
+
+NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}
+"""Options of the command that `TrainConfig` calls otherwise."""
+
+
+def run(
+    asked: Mapping[str, Any],
+    *,
+    out: Path | None,
+    resume: Path | None,
+    dry_run: bool,
+    formats: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Run ``train-registers``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
+    formats = parse.formats(formats)
+    config = _resumed(asked, resume, out) if resume is not None else resolve(_read(asked))
+    engine = Engine.open(config)
+    with Shards.open(str(engine.device)) as shards:
+        size, patch = shards.first_here(lambda: sizes(config))
+        data = open_data(config, size, patch)
+        config = _with_steps(config, data)
+        _check(config, shards)
+        if dry_run:
+            from vitprobe.training.dry import plan
+
+            if engine.is_main:
+                found = [plan(config, one, data, shards) for one in variants(config)]
+                plans(found, config.as_dict(), as_json=as_json)
+            return ExitCode.DONE
+        directory = shards.on_main(lambda: _directory(config, out, resume))
+        try:
+            return _train_all(config, data, directory, engine, shards, formats, as_json)
+        except Stopped as stopped:
+            if engine.is_main:
+                typer.echo(f"vitprobe: {stopped}; go on with --resume {directory}", err=True)
+            return 128 + stopped.number
+
+
+def _train_all(
+    config: TrainConfig,
+    data: Data,
+    directory: Path,
+    engine: Engine,
+    shards: Shards,
+    formats: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    found, specs, digests, missing = [], {}, [], list(data.skipped)
+    for variant in variants(config):
+        built = build(config, variant, data, shards)
+        folder = directory / variant.name
+        with training(variant.title, config.steps, shown=engine.is_main) as show:
+            evaluation = train(config, built, folder, engine, shards, on_progress=show)
+        reader = built.held_out.reader
+        missing += [*built.stream.skipped, *reader.skipped, *built.held_out.bank.skipped]
+        parts = shards.gather((missing, reader.digests))
+        if parts is not None:
+            missing = [one for part, _ in parts for one in part]
+            digests = [digest for _, part in parts for digest in part]
+            specs[variant.name] = built.objective.variant().spec
+            found.append(look(built, evaluation, folder))
+    skipped = [{"name": name, "reason": why} for name, why in dict.fromkeys(map(tuple, missing))]
+    if engine.is_main:
+        told = {"skipped": skipped, "formats": formats, "as_json": as_json, "device": str(engine.device)}
+        finish(config, data, found, specs, digests, directory, **told)
+        echo.not_read(skipped)
+    return shards.on_main(lambda: ExitCode.PARTIAL if skipped else ExitCode.DONE)
+
+
+def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the options of the command to the names and types of `TrainConfig`."""
+    given = {NAMES.get(name, name): value for name, value in asked.items() if value is not None and value != []}
+    for name in ("arch_args", "extra"):
+        if name in given:
+            given[name] = parse.pairs(given[name])
+    if "image_size" in given:
+        given["image_size"] = parse.image_size(given["image_size"])
+    if given.get("model") and given.get("arch"):
+        raise ArgumentError(f"got --model {given['model']} and --arch {given['arch']}; give one of them")
+    if given.get("steps") and given.get("epochs"):
+        raise ArgumentError("got --steps and --epochs; give one of them")
+    if given.get("device") not in (None, "auto", "cpu"):
+        raise ArgumentError(f"got device {given['device']!r}; allowed are auto and cpu, and a launcher's for several")
+    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    return given | lists
+
+
+def _resumed(asked: Mapping[str, Any], resume: Path, out: Path | None) -> TrainConfig:
+    given = [name for name, value in asked.items() if value not in (None, []) and name != "control"]
+    if given or out is not None:
+        extra = f"--{(given or ['out'])[0].replace('_', '-')}"
+        raise ArgumentError(f"got {extra} with --resume, which goes on with the options stored in {resume}")
+    return TrainConfig.from_dict(checkpoint.read_options(resume))
+
+
+def _with_steps(config: TrainConfig, data: Data) -> TrainConfig:
+    if config.epochs is None:
+        return config
+    if data.train is None:
+        raise ArgumentError("got --epochs with scenes, of which there is no end; give --steps")
+    return replace(config, steps=max(1, math.ceil(config.epochs * len(data.train.items) / config.batch_size)))
+
+
+def _check(config: TrainConfig, shards: Shards) -> None:
+    micro = config.batch_size // config.accumulation
+    if micro % shards.world:
+        raise ArgumentError(
+            f"got micro-batches of {micro} images for {shards.world} processes; give a --batch-size they can share"
+        )
+
+
+def _directory(config: TrainConfig, out: Path | None, resume: Path | None) -> Path:
+    """Return the run's folder, with the options in it. Raises `ArgumentError` where something else is there."""
+    if resume is not None:
+        return resume
+    name = slug(config.model or config.arch)[:80]
+    directory = out or Path("runs") / "train-registers" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        hint = f"--resume {directory}" if (directory / "run.json").exists() else "--out a new or empty folder"
+        raise ArgumentError(f"{directory} exists and is not empty; give {hint}")
+    _write_options(directory, config)
+    return directory
+
+
+def _write_options(directory: Path, config: TrainConfig) -> None:
+    body = {
+        "schema": "vitprobe.train-registers.options/1",
+        "options": config.as_dict(),
+        "versions": results.versions(),
+        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+    checkpoint.write_text(directory / "run.json", results.to_json(body) + "\n")

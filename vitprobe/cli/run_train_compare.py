@@ -1,0 +1,79 @@
+"""The end of ``vitprobe train-registers``: what the variants are, side by side, on the same held-out images."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vitprobe import results
+from vitprobe.cli import echo_train
+from vitprobe.cli.train_result import write_comparison
+from vitprobe.probes.attention import measure_attention
+from vitprobe.probes.comparison import VariantResult
+from vitprobe.probes.curves import Curve
+from vitprobe.probes.norms import NUM_QUERIES
+from vitprobe.training.build import Built
+from vitprobe.training.config import TrainConfig
+from vitprobe.training.data import Data
+from vitprobe.training.evaluation import RULE, Evaluation
+from vitprobe.training.held_out import Reader
+from vitprobe.training.metrics import read
+
+NUM_MAPS = 6
+"""Held-out images whose attention maps are kept and drawn: the first."""
+
+
+def look(built: Built, evaluation: Evaluation, folder: Path) -> VariantResult:
+    """Put together what is compared of a trained variant: norms, attention maps of a few held-out images, its curve."""
+    backbone = built.spare or built.objective.variant()
+    shown = built.held_out.reader
+    few = Reader(shown.images, shown.transform, NUM_MAPS, 0, range(min(NUM_MAPS, len(shown.images))))
+    backbone.module.eval()
+    maps = measure_attention(backbone, few, rule=RULE)
+    measure = built.objective.measure
+    measures = {name: value for name, value in evaluation.summary.items() if isinstance(value, float)}
+    measures.pop("outlier_fraction")
+    variant = built.variant
+    return VariantResult(
+        name=variant.name,
+        title=variant.title,
+        num_registers=variant.num_registers,
+        norms=evaluation.norms,
+        maps=maps,
+        curve=Curve.of(read(folder), measure),
+        measures=measures,
+    )
+
+
+def finish(
+    config: TrainConfig,
+    data: Data,
+    found: Sequence[VariantResult],
+    specs: Mapping[str, Any],
+    digests: Sequence[str],
+    directory: Path,
+    *,
+    device: str,
+    skipped: Sequence[Mapping[str, str]],
+    formats: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write the comparison into the run's folder and say what it says. ``specs``: the variants' by name."""
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    provenance = results.Provenance(
+        model={name: asdict(spec) for name, spec in specs.items()},
+        inputs={"name": data.name, "num_images": len(digests), "digest": digest, "notes": {"part": "held out"}},
+        seed=config.seed,
+        device=device,
+        dtype=config.precision,
+    )
+    summary = {
+        "objective": config.objective,
+        "steps": config.steps,
+        "images_seen": config.steps * config.batch_size,
+        "skipped": list(skipped),
+    }
+    settings = config.as_dict() | {"rule": str(RULE), "attention_queries": NUM_QUERIES}
+    stored = write_comparison(directory, found, results.provenance_dict(provenance), settings, summary, formats)
+    echo_train.train(stored, directory, as_json=as_json)

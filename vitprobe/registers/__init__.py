@@ -1,0 +1,1 @@
+"""Put registers into a backbone: trained ones (`vitprobe.registers.insert`)."""

@@ -1,0 +1,1 @@
+"""Train variants with registers: objectives, a straight loop, checkpoints, held-out measures."""

@@ -1,0 +1,134 @@
+"""From options to what is trained: the backbone with its registers, the objective around it, its data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from timm.layers import DropPath
+from torch import nn
+
+from vitprobe import backbones
+from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.create import create
+from vitprobe.backbones.open_clip_text import create_text, load_text
+from vitprobe.backbones.open_clip_vit import OpenClipViT
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.scene_stream import SceneStream
+from vitprobe.inputs.stream import ItemStream
+from vitprobe.probes.shards import Shards
+from vitprobe.registers.insert import insert
+from vitprobe.training.config import TrainConfig
+from vitprobe.training.data import Data, open_held_out, open_stream
+from vitprobe.training.groups import freeze_all_but
+from vitprobe.training.held_out import HeldOut
+from vitprobe.training.objectives.base import Objective, copy_of
+from vitprobe.training.objectives.retrofit import Retrofit
+from vitprobe.training.objectives.self_distillation import SelfDistillation
+from vitprobe.training.objectives.supervised import SceneTasks, Supervised
+from vitprobe.training.objectives.text import Text
+from vitprobe.training.variants import Variant
+
+
+@dataclass(frozen=True)
+class Built:
+    """Hold one variant, ready to be trained."""
+
+    variant: Variant
+    backbone: Backbone
+    objective: Objective
+    stream: ItemStream | SceneStream
+    held_out: HeldOut
+    spare: Backbone | None = None
+    """A whole copy of what is measured, to save it from where the parameters themselves are in shards."""
+
+
+def make_backbone(config: TrainConfig) -> Backbone:
+    """Load or create the model, still without registers. Raises a `VitprobeError` for what cannot be trained so.
+
+    Every variant of a call starts from the same: registers are put in afterwards, and change no other weight.
+    """
+    if config.model is None:
+        if config.objective == "retrofit":
+            raise ArgumentError("retrofit needs a pretrained --model; a model from scratch has nothing to teach")
+        return create(config.arch, image_size=config.image_size, seed=config.seed, overrides=_overrides(config))
+    if config.arch_args or config.layer_scale is not None:
+        raise ArgumentError(f"{config.model} has its parts already; --arch-arg and --layer-scale go with --arch")
+    backbone = backbones.load(
+        config.model, weights=config.weights, image_size=config.image_size, seed=config.seed, device="cpu"
+    )
+    if backbone.spec.num_registers:
+        raise ArgumentError(
+            f"{config.model} has {backbone.spec.num_registers} registers already; give a model without any"
+        )
+    _regularise(backbone, config)
+    return backbone
+
+
+def sizes(config: TrainConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the sizes of the model's images and patches, (height, width) in pixels each; refuses it early."""
+    backbone = make_backbone(config)
+    return tuple(backbone.spec.image_size), tuple(backbone.patch_size)
+
+
+def _overrides(config: TrainConfig) -> Mapping[str, Any]:
+    given: dict[str, Any] = {
+        "drop_path_rate": config.drop_path,
+        "proj_drop_rate": config.dropout,
+        "pos_drop_rate": config.dropout,
+        "init_values": config.layer_scale,
+    }
+    return {name: value for name, value in given.items() if value} | dict(config.arch_args)
+
+
+def _regularise(backbone: Backbone, config: TrainConfig) -> None:
+    """Set stochastic depth, rising linearly over the blocks, and dropout in a model that was loaded."""
+    if not (config.drop_path or config.dropout):
+        return
+    if isinstance(backbone, OpenClipViT):
+        raise ArgumentError("open_clip's own tower has no place for --drop-path and --dropout; leave them out")
+    for index in range(backbone.num_blocks):
+        block = backbone.block(index)
+        rate = config.drop_path * index / max(1, backbone.num_blocks - 1)
+        block.drop_path1, block.drop_path2 = (DropPath(rate) if rate else nn.Identity() for _ in range(2))
+    for name, part in backbone.module.named_modules():
+        if isinstance(part, nn.Dropout) and not name.endswith(("attn_drop", "head_drop")):
+            part.p = config.dropout
+
+
+def build(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> Built:
+    """Build one variant: the backbone with its registers, the objective, the stream and the held-out images."""
+    plain = make_backbone(config)
+    teacher = copy_of(plain) if config.objective == "retrofit" else None
+    size, patch = tuple(plain.spec.image_size), plain.patch_size
+    backbone = insert(plain, variant.num_registers, seed=config.seed, std=config.register_std)
+    backbone.spec = replace(backbone.spec, paradigm=PARADIGMS.get(config.objective, plain.spec.paradigm))
+    objective = _objective(config, variant, backbone, data, teacher)
+    freeze_all_but(backbone, config.trainable)
+    objective.train()
+    stream = open_stream(config, data, backbone.transform, size, patch[0], shards)
+    held = open_held_out(config, data, backbone.transform, shards)
+    spare = copy_of(objective.variant()) if config.shard else None
+    return Built(variant, backbone, objective, stream, held, spare)
+
+
+PARADIGMS = {"supervised": "supervised", "text": "text-supervised", "self-distillation": "self-supervised"}
+
+
+def _objective(
+    config: TrainConfig, variant: Variant, backbone: Backbone, data: Data, teacher: Backbone | None
+) -> Objective:
+    if config.objective == "retrofit":
+        return Retrofit(backbone, config, teacher, denoise=bool(variant.denoise))
+    if config.objective == "self-distillation":
+        return SelfDistillation(backbone, config)
+    if config.objective == "text":
+        if isinstance(backbone, OpenClipViT):
+            own = load_text(backbone.spec, weights=config.weights, seed=config.seed)
+            return Text(backbone, config, own, fresh=False)
+        size = {name: config.option(f"text_{name}") for name in ("width", "layers", "heads")}
+        length = config.option("context_length")
+        text = create_text(config.option("embed_dim"), **size, context_length=length, seed=config.seed)
+        return Text(backbone, config, text, fresh=True)
+    if data.scenes is not None:
+        return SceneTasks(backbone, config, data.scenes)
+    return Supervised(backbone, config, data.classes)

@@ -1,0 +1,136 @@
+"""What a training reads: images to learn from, held-out images, and the images whose features vote in k-NN."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from vitprobe.backbones.base import Transform
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.augment import multi_crop_transform, plain_transform, supervised_transform, text_transform
+from vitprobe.inputs.labels import Labelled, open_labelled
+from vitprobe.inputs.scene_stream import FIRST_HELD_OUT, SceneStream, scene_set, scene_truth
+from vitprobe.inputs.scenes import CROWDED, MIXED, SPARSE, SceneConfig
+from vitprobe.inputs.stream import ItemStream
+from vitprobe.probes.shards import Shards
+from vitprobe.training.config import SCENES, TrainConfig
+from vitprobe.training.held_out import HeldOut, Reader
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+KINDS = {SCENES: MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:crowded": CROWDED}
+"""Generated data by name."""
+FIRST_BANK = 2 * FIRST_HELD_OUT
+"""Number of the first scene that votes in k-NN; no training gets that far."""
+NEEDS = {"supervised": "labels", "text": "captions", "self-distillation": "nothing", "retrofit": "nothing"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Hold what was opened for one call; every variant is trained on the same."""
+
+    held: Labelled
+    bank: Labelled
+    train: Labelled | None
+    """Pictures to learn from; None for scenes, which are generated as they are needed."""
+    scenes: SceneConfig | None = None
+    truth: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of all held-out scenes, by task."""
+
+    @property
+    def name(self) -> str:
+        """What the training data are called."""
+        return self.train.name if self.train is not None else "scenes"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the labels."""
+        return self.held.classes
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, reason) of what could not even be listed."""
+        parts = [self.train, self.held] if self.train is not None else []
+        return list(dict.fromkeys(one for part in parts for one in part.skipped))
+
+
+def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]) -> Data:
+    """Open what a run reads, for images of (height, width) and patches of that size in pixels.
+
+    Held-out images are split off by the seed where no source of their own is given. Raises `ArgumentError` and
+    `InputError` in one line: no labels, one class, too few images, nothing to read.
+    """
+    if len(config.data) == 1 and config.data[0] in KINDS:
+        return _open_scenes(config, size, patch)
+    if any(name in KINDS for name in config.data):
+        raise ArgumentError(f"got --data {', '.join(config.data)}; scenes cannot be mixed with pictures")
+    need = NEEDS[config.objective]
+    named = {"label": config.label, "caption": config.caption, "need": need, "seed": config.seed}
+    train = open_labelled(config.data, limit=config.limit, **named)
+    if config.held_out:
+        held = open_labelled(config.held_out, classes=train.classes or None, **named)
+        if len(held.items) > config.num_held_out:
+            held = held.sample(config.num_held_out, seed=config.seed)
+    else:
+        number = min(config.num_held_out, max(2, len(train.items) // 5))
+        train, held = train.split(number, seed=config.seed)
+    bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=config.seed)
+    return Data(held, bank, train)
+
+
+def _open_scenes(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]) -> Data:
+    if config.held_out:
+        raise ArgumentError("got --held-out with scenes, whose held-out images are generated; leave it out")
+    if patch[0] != patch[1]:
+        raise ArgumentError(f"got patches of {patch[0]} x {patch[1]} px; the truth of scenes needs square ones")
+    scenes = replace(KINDS[config.data[0]], size=size)
+    held = scene_set(config.num_held_out, config=scenes, seed=config.seed, first=FIRST_HELD_OUT)
+    bank = scene_set(config.num_bank, config=scenes, seed=config.seed, first=FIRST_BANK)
+    return Data(held, bank, None, scenes, scene_truth(held.items, patch=patch[0]))
+
+
+def open_stream(
+    config: TrainConfig, data: Data, transform: Transform, size: tuple[int, int], patch: int, shards: Shards
+) -> ItemStream | SceneStream:
+    """Make the stream of training batches: images of ``size``, normalised as the model's own transform does."""
+    made = _augmentation(config, transform, size, patch)
+    shared = {
+        "batch_size": config.batch_size // config.accumulation,
+        "seed": config.seed,
+        "rank": shards.rank,
+        "world": shards.world,
+    }
+    if data.scenes is None:
+        return ItemStream(data.train, made, workers=config.workers, **shared)
+    numbers = {"mean": transform.mean, "std": transform.std, "patch": patch, "workers": config.workers or 0}
+    crops = made if config.objective == "self-distillation" else None
+    return SceneStream(config=data.scenes, transform=crops, **numbers, **shared)
+
+
+def _augmentation(
+    config: TrainConfig, transform: Transform, size: tuple[int, int], patch: int
+) -> Callable[["Image"], Tensor | tuple[Tensor, ...]]:
+    numbers = {"mean": transform.mean, "std": transform.std}
+    if config.objective == "supervised":
+        return supervised_transform(config.augment, size, **numbers)
+    if config.objective == "text":
+        return text_transform(size, **numbers)
+    if config.objective == "retrofit":
+        return plain_transform(size, **numbers)
+    local = config.option("local_size") or tuple(max(1, round(0.43 * side / patch)) * patch for side in size)
+    local = (local, local) if isinstance(local, int) else tuple(local)
+    crops = {name: config.option(name) for name in ("num_local", "global_scale", "local_scale")}
+    return multi_crop_transform(size, local, **crops, **numbers)
+
+
+def open_held_out(config: TrainConfig, data: Data, transform: Transform, shards: Shards) -> HeldOut:
+    """Make the readers of held-out images and of the k-NN bank, each process with its share."""
+
+    def reader(images: Labelled) -> Reader:
+        mine = shards.share(np.arange(len(images.items)).tolist())
+        return Reader(images, transform, max(1, min(config.batch_size, 64)), config.workers, mine)
+
+    return HeldOut(reader(data.held), reader(data.bank), data.truth)

@@ -1,0 +1,113 @@
+"""What a variant is on held-out images: the norms of ``vitprobe norms``, k-NN accuracy, the objective's measures."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from vitprobe.errors import InputError
+from vitprobe.probes.knn import gather_features, knn_accuracy
+from vitprobe.probes.norm_stats import KINDS, NormStats
+from vitprobe.probes.norms import measure_norms
+from vitprobe.probes.outliers import OutlierRule
+from vitprobe.probes.shards import Shards, merge_norms
+from vitprobe.training.engine import Engine
+from vitprobe.training.held_out import HeldOut, Reader
+from vitprobe.training.objectives.base import Objective
+
+RULE = OutlierRule.parse("auto")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold what one look at a variant gave."""
+
+    summary: dict[str, Any]
+    """What goes into ``metrics.jsonl``."""
+    norms: NormStats
+
+
+@torch.no_grad()
+def evaluate(
+    objective: Objective,
+    wrapped: nn.Module,
+    held: HeldOut,
+    engine: Engine,
+    shards: Shards,
+    *,
+    blocks: Iterable[int] | None = None,
+) -> Evaluation:
+    """Measure a variant on held-out images; all processes take part, and all get the answer.
+
+    The norms are those of `measure_norms` with the rule ``auto``, summarised at the last block. ``blocks``: where
+    evidence is gathered, by default there alone. Raises `InputError` where no image could be read.
+    """
+    backbone = objective.variant()
+    training = objective.training
+    objective.eval()
+    compiled = _uncompile(backbone.module)
+    try:
+        with engine.whole(wrapped):
+            points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
+            accumulator = measure_norms(
+                backbone, held.reader, blocks=points, autocast=engine.autocast, seed=objective.config.seed
+            )
+            norms = merge_norms(shards, accumulator).result(RULE, point=points[-1])
+            with engine.precise():
+                sums = objective.held_out(held, engine.device)
+            knn = _knn(objective, held, engine, shards)
+    finally:
+        for block, call in compiled:
+            block._compiled_call_impl = call
+        objective.train(training)
+    measures = {name: total / max(number, 1) for name, (total, number) in _added(sums, shards).items()}
+    return Evaluation(_summary(norms) | knn | measures, norms)
+
+
+def _summary(norms: NormStats) -> dict[str, Any]:
+    found = norms.summary
+    medians = norms.quantiles[:, KINDS.index("registers"), list(norms.levels).index(0.5)]
+    return {
+        "verdict": found["verdict"],
+        "outlier_fraction": found["outlier_fraction"],
+        "outlier_fractions": [float(value) for value in norms.outlier_fractions],
+        "norm": dict(found["norm"]),
+        "register_norms": [float(value) for value in medians if np.isfinite(value)],
+    }
+
+
+def _knn(objective: Objective, held: HeldOut, engine: Engine, shards: Shards) -> dict[str, float]:
+    """Compute k-NN accuracy by the features of training images; nothing where there are no two classes of labels."""
+    if held.labels is None or held.bank.images.labels is None or len(np.unique(held.bank.images.labels)) < 2:
+        return {}
+    bank, bank_labels = _features(objective, held.bank, engine, shards)
+    queries, labels = _features(objective, held.reader, engine, shards)
+    return {"knn": knn_accuracy(bank, bank_labels, queries, labels).accuracy}
+
+
+def _features(objective: Objective, reader: Reader, engine: Engine, shards: Shards) -> tuple[np.ndarray, np.ndarray]:
+    """Gather features of a whole set and its labels, in the order of the set."""
+    backbone = objective.variant()
+    found, indices = gather_features(backbone.features, reader, engine.device, autocast=engine.autocast)
+    parts = shards.gather_all((found, indices))
+    features, order = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    if not len(order):
+        raise InputError("no image could be read; nothing can be said of the features")
+    placed = np.argsort(order, kind="stable")
+    return features[placed], reader.images.labels[order[placed]]
+
+
+def _added(sums: dict[str, tuple[float, float]], shards: Shards) -> dict[str, tuple[float, float]]:
+    parts = shards.gather_all(sums)
+    return {name: (sum(p[name][0] for p in parts), sum(p[name][1] for p in parts)) for name in parts[0]}
+
+
+def _uncompile(module: nn.Module) -> list[tuple[nn.Module, Any]]:
+    """Take compiled calls off while the recorder looks inside; returns what to put back."""
+    found = [(part, part._compiled_call_impl) for part in module.modules() if part._compiled_call_impl is not None]
+    for part, _ in found:
+        part._compiled_call_impl = None
+    return found

@@ -1,0 +1,111 @@
+"""Train with captions, as OpenCLIP does: an image and its caption agree, other captions of the batch do not."""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.distributed as dist
+from open_clip.loss import ClipLoss
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.export import export_open_clip
+from vitprobe.backbones.open_clip_text import TextTower
+from vitprobe.backbones.open_clip_vit import OpenClipViT
+from vitprobe.inputs.scene_shapes import BACKGROUNDS
+from vitprobe.inputs.stream import TrainBatch
+from vitprobe.training.config import TrainConfig
+from vitprobe.training.held_out import HeldOut
+from vitprobe.training.objectives.base import Objective, Sums
+
+MAX_SCALE = 4.605170185988092
+"""ln 100, above which CLIP's logit scale is cut (Radford et al., arXiv 2103.00020, section 2.5)."""
+TEMPLATE = "a photo of a {}."
+SCENE_TEMPLATE = "shapes on a {} background"
+
+
+class Text(Objective):
+    """Pull an image's embedding and its caption's together; negatives are the micro-batch's, of all processes."""
+
+    needs: ClassVar[str] = "captions"
+
+    def __init__(self, backbone: Backbone, config: TrainConfig, text: TextTower, *, fresh: bool) -> None:
+        if fresh:  # no projection into the text tower's space yet
+            backbone.reset_head(text.embed_dim, seed=config.seed)
+        super().__init__(backbone, config)
+        self.text, self.text_tower = text, text.module
+        self.logit_scale = nn.Parameter(torch.tensor(text.logit_scale))
+        self.has_labels = False
+
+    @property
+    def measure(self) -> str:
+        """Zero-shot accuracy where classes have names, else how often a caption is found again."""
+        return "zero_shot_accuracy" if self.has_labels else "retrieval"
+
+    def heads(self) -> list[nn.Module]:
+        scale = nn.Module()
+        scale.logit_scale = self.logit_scale
+        return [self.text_tower, scale]
+
+    def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
+        images = F.normalize(self.backbone(batch.views[0]).float(), dim=-1)
+        tokens = self.text.tokenize(batch.captions).to(images.device)
+        captions = F.normalize(self.text_tower(tokens).float(), dim=-1)
+        world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+        loss = ClipLoss(gather_with_grad=True, rank=rank, world_size=world)
+        scale = self.logit_scale.clamp(max=MAX_SCALE).exp()
+        return {"loss": loss(images, captions, scale), "logit_scale": scale.detach()}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        self.logit_scale.clamp_(0, MAX_SCALE)
+
+    def held_out(self, held: HeldOut, device: torch.device) -> Sums:
+        names, template, truth = _zero_shot(held)
+        self.has_labels = truth is not None
+        weights = self._embed([template.format(name) for name in names], device) if names else None
+        right, found, number = 0, 0, 0
+        for batch in held.reader:
+            images = F.normalize(self.backbone(batch.images.to(device)).float(), dim=-1)
+            chosen = list(batch.indices)
+            if weights is not None:
+                right += int(((images @ weights.T).argmax(1).cpu() == truth[chosen]).sum())
+            if held.captions is not None:
+                captions = [held.captions[i] for i in chosen]
+                nearest = (images @ self._embed(captions, device).T).argmax(1).tolist()
+                found += sum(captions[j] == captions[i] for i, j in enumerate(nearest))
+            number += len(chosen)
+        sums = {"zero_shot_accuracy": (right, number)} if weights is not None else {}
+        return sums | ({"retrieval": (found, number)} if held.captions is not None else {})
+
+    def _embed(self, texts: list[str], device: torch.device) -> Tensor:
+        return F.normalize(self.text_tower(self.text.tokenize(tuple(texts)).to(device)).float(), dim=-1)
+
+    def export_beside(self, folder: Path) -> tuple[str, ...]:
+        state = {name: t.detach().float().cpu().contiguous() for name, t in self.text_tower.state_dict().items()}
+        state = {name: t for name, t in state.items() if name != "attn_mask"}
+        scale = self.logit_scale.detach().float().cpu()
+        save_file({**state, "logit_scale": scale}, folder / "text.safetensors")
+        body = {"embed_dim": self.text.embed_dim, "text_cfg": dict(self.text.config)}
+        (folder / "text_config.json").write_text(json.dumps(body, indent=2) + "\n")
+        lines = ["`text.safetensors` and `text_config.json` hold the text tower, in open_clip's names."]
+        if isinstance(self.backbone, OpenClipViT) and self.text.model_cfg is not None:
+            if self.backbone.layout().num_registers:
+                return (*lines, "open_clip has no slot for registers; this timm tower holds them.")
+            whole = {f"text.{name}": t for name, t in state.items()} | {"logit_scale": scale}
+            model_cfg, preprocess = dict(self.text.model_cfg), dict(self.text.preprocess or {})
+            export_open_clip(self.backbone, whole, model_cfg, preprocess, folder)
+            return (*lines, "`open_clip.create_model('local-dir:...')` opens the whole model.")
+        return (*lines, "open_clip's own tower is not used; this is a timm tower with a projection as its head.")
+
+
+def _zero_shot(held: HeldOut) -> tuple[tuple[str, ...], str, Tensor | None]:
+    """Return class names, the prompt they go into, and the truth (N,); no names where there are no classes."""
+    if "background" in held.truth:
+        return BACKGROUNDS, SCENE_TEMPLATE, held.truth["background"]
+    if held.labels is None or len(held.class_names) < 2:
+        return (), TEMPLATE, None
+    return tuple(name.replace("_", " ") for name in held.class_names), TEMPLATE, torch.from_numpy(held.labels)
