@@ -56,6 +56,7 @@ SHARED = {
         "curves",
         "evidence",
         "histogram",
+        "link",
         "mixture",
         "norm_stats",
         "norms",

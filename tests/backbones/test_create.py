@@ -5,7 +5,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.layers import LayerScale
 from torch import Tensor
 
 from vitprobe.backbones.base import digest_module
@@ -27,7 +26,7 @@ def test_presets(arch: str, width: int, depth: int, parameters: int) -> None:
     assert (backbone.width, backbone.num_blocks, backbone.num_heads, backbone.patch_size) == (width, depth, 4, (4, 4))
     assert backbone.layout().grid == (8, 8)
     assert sum(p.numel() for p in backbone.module.parameters()) == parameters
-    assert all(isinstance(block.ls1, LayerScale) and (block.ls1.gamma == 0.1).all() for block in backbone.module.blocks)
+    assert all((gamma == 0.1).all() for block in backbone.module.blocks for gamma in (block.ls1.gamma, block.ls2.gamma))
     assert not backbone.module.training
     spec = backbone.spec
     assert (spec.name, spec.library, spec.architecture) == (arch, "timm", "vit_tiny_patch16_224")
@@ -102,8 +101,8 @@ def test_timms_names(arch: str, adapter: type, size: tuple[int, int]) -> None:
         ("scenes-tiny", {"overrides": {"depth": 0}}, "got depth 0"),
         ("scenes-tiny", {"overrides": {"embed_dim": "96"}}, "got embed_dim '96'"),
         ("scenes-tiny", {"overrides": {"global_pool": "sum"}}, "timm cannot build scenes-tiny with .*global_pool=sum"),
-        ("scenes-tiny", {"overrides": {"class_token": False}}, "Token pooling needs the class token"),
-        ("eva02_tiny_patch14_224", {"overrides": {"num_heads": 32}}, "timm cannot build eva02_tiny_patch14_224"),
+        ("scenes-tiny", {"overrides": {"class_token": False}}, "timm cannot build .*class_token=False"),
+        ("eva02_tiny_patch14_224", {"overrides": {"num_heads": 32}}, "heads of width 6; .* a multiple of 4"),
         ("scenes-tiny", {"num_classes": -1}, "a head of -1 classes"),
     ],
 )

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from vitprobe.errors import ArgumentError, InputError, VitprobeError
+from vitprobe.inputs import stream as streams
 from vitprobe.inputs import workers as processes
 from vitprobe.inputs.augment import multi_crop_transform
 from vitprobe.inputs.images import Decoded
@@ -66,8 +67,9 @@ def refuses_grey_3(image: Image.Image) -> Tensor:
     return noisy(image)
 
 
-def kills_its_process(image: Image.Image) -> Tensor:
-    os.kill(os.getpid(), signal.SIGKILL)
+def kills_its_worker(image: Image.Image) -> Tensor:
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
     return noisy(image)
 
 
@@ -134,6 +136,21 @@ def test_batches_larger_than_what_a_worker_hands_over(workers: int) -> None:
     small = list(stream(squares(90), batch_size=1).batches(0, 150))
     assert [len(batch.indices) for batch in big] == [75, 75]
     assert torch.equal(torch.cat([b.views[0] for b in big]), torch.cat([b.views[0] for b in small]))
+
+
+def test_where_nothing_can_be_inherited_pipes_carry_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = list(stream(squares(90), batch_size=75, workers=2).batches(0, 2))
+    monkeypatch.setattr(streams, "can_inherit", lambda: False)
+    piped = list(stream(squares(90), batch_size=75, workers=2).batches(0, 2))
+    assert all(map(same, shared, piped))
+
+
+def test_what_workers_give_stays_as_it_was() -> None:
+    """A batch is the caller's own: later batches use the same slots, and must not write into it."""
+    kept, later = [], stream(squares(90), batch_size=40, workers=2)
+    for batch in later.batches(0, 12):
+        kept.append((batch.views[0], batch.views[0].clone()))
+    assert all(torch.equal(one, copy) for one, copy in kept)
 
 
 def test_outer_generators_are_left_alone() -> None:
@@ -269,7 +286,7 @@ def no_children() -> Iterator[None]:
 def test_killed_worker_is_an_error_and_no_hang() -> None:
     began = time.monotonic()
     with pytest.raises(VitprobeError, match=r"was killed.*fewer workers"):
-        list(stream(squares(20), kills_its_process, workers=2).batches(0, 3))
+        list(stream(squares(20), kills_its_worker, workers=2).batches(0, 3))
     assert time.monotonic() - began < 30
 
 

@@ -68,7 +68,9 @@ def create(
     native = preset.image_size if preset else tuple(seen.patch_embed.img_size)
     size = check_image_size(image_size or native, patch)
     sizes = {"embed_dim": seen.embed_dim, "num_heads": seen.blocks[0].attn.num_heads, "depth": len(seen.blocks)}
-    _check_sizes(arch, {name: args.get(name, own) for name, own in sizes.items()})
+    _check_sizes(
+        arch, {name: args.get(name, own) for name, own in sizes.items()}, turns=getattr(seen, "rope", None) is not None
+    )
     if type(num_classes) is not int or num_classes < 0:
         raise ArgumentError(f"got a head of {num_classes!r} classes; give a whole number, 0 for none")
     data = {**(preset.data if preset else {}), "input_size": (3, *size)}
@@ -102,7 +104,7 @@ def _check_keywords(arch: str, args: Mapping[str, Any], model: type[nn.Module]) 
             raise ArgumentError(f"timm's {model.__name__} ({arch}) takes no {name}; near it: {', '.join(near)}")
 
 
-def _check_sizes(arch: str, sizes: dict[str, Any]) -> None:
+def _check_sizes(arch: str, sizes: dict[str, Any], *, turns: bool) -> None:
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ArgumentError(f"got {name} {size!r} for {arch}; give a whole number from 1 on")
@@ -110,6 +112,8 @@ def _check_sizes(arch: str, sizes: dict[str, Any]) -> None:
     if width % heads:
         near = ", ".join(str(n) for n in range(1, 33) if width % n == 0)
         raise ArgumentError(f"{arch} has width {width} and {heads} heads, which must divide it, as {near} do")
+    if turns and (width // heads) % 4:  # by rotary positions, pairs of dimensions for rows and for columns
+        raise ArgumentError(f"{arch} has heads of width {width // heads}; its rotary positions need a multiple of 4")
 
 
 def _build(arch: str, architecture: str, args: dict[str, Any], *, data: dict[str, Any], seed: int) -> nn.Module:

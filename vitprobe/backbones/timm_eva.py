@@ -49,15 +49,20 @@ class TimmEva(TimmTower):
         return self.random_tokens(self.module.num_prefix_tokens + 7), {"rope": table}
 
     def contexts(self, grid: tuple[int, int]) -> list[dict[str, Any]]:
-        rope, own = self.module.rope, tuple(self.module.patch_embed.grid_size)
+        from timm.layers import RotaryEmbeddingCat
+
+        rope = self.module.rope
         if rope is None:
             return [{"rope": None}] * self.num_blocks
-        is_cached = not self.module.dynamic_img_size and hasattr(rope, "feat_shape")
-        if is_cached and grid != own:  # a copy, since the table may be built for one grid alone
-            parts = {id(p): p for p in rope.parameters()}  # learned frequencies stay the model's own
-            rope = copy.deepcopy(rope, parts)
+        is_cached = not self.module.dynamic_img_size and hasattr(rope, "feat_shape")  # as the model asks for its table
+        if is_cached and grid == tuple(self.module.patch_embed.grid_size):
+            table = rope.get_embed()
+        elif is_cached and type(rope) is RotaryEmbeddingCat:  # which gives its one table whatever it is asked for
+            rope = copy.deepcopy(rope)
             rope.update_feat_shape(list(grid))
-        table = rope.get_embed() if is_cached else rope.get_embed(shape=list(grid))
+            table = rope.get_embed()
+        else:
+            table = rope.get_embed(shape=list(grid))
         is_mixed = getattr(self.module, "rope_mixed", False)  # a table a block
         return [{"rope": table[index] if is_mixed else table} for index in range(self.num_blocks)]
 

@@ -64,8 +64,8 @@ def _table(rows: list[Mapping[str, Any]]) -> Table:
 
 def _measures(rows: list[Mapping[str, Any]]) -> Table:
     """Set the held-out measures side by side, and beside each the difference to the control."""
-    table = Table(title="held-out measures, and the difference to the control", title_justify="left", title_style="")
-    table.add_column("measure")
+    table = Table()
+    table.add_column("held-out measure (change from control)")
     for row in rows:
         table.add_column(escape(row["title"]), justify="right")
     names = list(dict.fromkeys([rows[0]["measure"], *(name for row in rows for name in row["measures"])]))

@@ -26,7 +26,7 @@ NUM_MAPS = 6
 
 def look(built: Built, evaluation: Evaluation, folder: Path) -> VariantResult:
     """Put together what is compared of a trained variant: norms, attention maps of a few held-out images, its curve."""
-    backbone = built.spare or built.objective.variant()
+    backbone = (built.spare or built.objective).variant()
     shown = built.held_out.reader
     few = Reader(shown.images, shown.transform, NUM_MAPS, 0, range(min(NUM_MAPS, len(shown.images))))
     backbone.module.eval()

@@ -22,7 +22,7 @@ from vitprobe.inputs.slots import Slots
 from vitprobe.inputs.sources import FileItem
 
 MAX_IN_A_ROW = 20
-"""How many unreadable images may stand in a row: where a tenth is unreadable, chance makes such a row once in 10**20."""
+"""How many unreadable images may stand in a row: where a tenth is unreadable, chance makes such a row once in 1e20."""
 BOUND = 8
 """Sides are cropped to at most so many times each other, as `ImageLoader` does."""
 

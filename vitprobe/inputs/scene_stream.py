@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.labels import Labelled
+from vitprobe.inputs.reading import Views
 from vitprobe.inputs.scene_shapes import BACKGROUNDS, COLOURS, KINDS, tally
 from vitprobe.inputs.scenes import COLOUR_NAMES, MIXED, SceneConfig, SceneItem, Scenes, generate
-from vitprobe.inputs.reading import Views
 from vitprobe.inputs.seeding import generators_kept, rank_rows, seed_generators
 from vitprobe.inputs.stream import TrainBatch
 from vitprobe.inputs.workers import next_of, start_reading

@@ -16,8 +16,8 @@ from vitprobe.probes.comparison import VariantResult
 from vitprobe.probes.curves import Curve
 
 Results = Sequence[VariantResult]
-DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2.5)))
-DASHES += ((0, (9, 2, 3, 2)),)
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (7, 3)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 2.5)))
+DASHES += ((0, (7, 2, 3, 2)),)
 MARKERS = "o^sDvPX*"
 """One variant has one dash and one marker: told apart in grey."""
 NUM_MARKERS = 6

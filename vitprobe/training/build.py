@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from timm.layers import DropPath
-from torch import nn
+from torch import Tensor, nn
 
 from vitprobe import backbones
 from vitprobe.backbones.base import Backbone
@@ -38,8 +38,15 @@ class Built:
     objective: Objective
     stream: ItemStream | SceneStream
     held_out: HeldOut
-    spare: Backbone | None = None
-    """A whole copy of what is measured, to save it from where the parameters themselves are in shards."""
+    spare: Objective | None = None
+    """The same again, to be measured and saved from where the parameters themselves are in shards."""
+
+    def whole(self, state: Mapping[str, Tensor]) -> Objective:
+        """Return the objective with whole parameters; ``state`` is its own, gathered."""
+        if self.spare is None:
+            return self.objective
+        self.spare.load_state_dict(dict(state))
+        return self.spare
 
 
 def make_backbone(config: TrainConfig) -> Backbone:
@@ -107,7 +114,7 @@ def build(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> 
     objective.train()
     stream = open_stream(config, data, backbone.transform, size, patch[0], shards)
     held = open_held_out(config, data, backbone.transform, shards)
-    spare = copy_of(objective.variant()) if config.shard else None
+    spare = build(replace(config, shard=False), variant, data, shards).objective if config.shard else None
     return Built(variant, backbone, objective, stream, held, spare)
 
 

@@ -92,18 +92,6 @@ class Engine:
             with wrapped.no_sync():
                 yield
 
-    @contextlib.contextmanager
-    def whole(self, wrapped: nn.Module) -> Iterator[None]:
-        """Have all parameters whole inside, so that parts of the objective can be run by themselves."""
-        parts = [part for part in wrapped.modules() if isinstance(part, FSDPModule)]
-        for part in parts:
-            part.unshard()
-        try:
-            yield
-        finally:
-            for part in parts:
-                part.reshard()
-
     def mean(self, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Average terms over the processes."""
         if self.world == 1:

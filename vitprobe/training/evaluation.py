@@ -33,7 +33,6 @@ class Evaluation:
 @torch.no_grad()
 def evaluate(
     objective: Objective,
-    wrapped: nn.Module,
     held: HeldOut,
     engine: Engine,
     shards: Shards,
@@ -50,15 +49,14 @@ def evaluate(
     objective.eval()
     compiled = _uncompile(backbone.module)
     try:
-        with engine.whole(wrapped):
-            points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
-            accumulator = measure_norms(
-                backbone, held.reader, blocks=points, autocast=engine.autocast, seed=objective.config.seed
-            )
-            norms = merge_norms(shards, accumulator).result(RULE, point=points[-1])
-            with engine.precise():
-                sums = objective.held_out(held, engine.device)
-            knn = _knn(objective, held, engine, shards)
+        points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
+        accumulator = measure_norms(
+            backbone, held.reader, blocks=points, autocast=engine.autocast, seed=objective.config.seed
+        )
+        norms = merge_norms(shards, accumulator).result(RULE, point=points[-1])
+        with engine.precise():
+            sums = objective.held_out(held, engine.device)
+        knn = _knn(objective, held, engine, shards)
     finally:
         for block, call in compiled:
             block._compiled_call_impl = call

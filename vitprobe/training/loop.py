@@ -86,7 +86,9 @@ class _Run:
         stepper = self.stepper
         built, is_end = stepper.built, step == stepper.config.steps
         blocks = range(built.backbone.num_blocks) if is_end else None
-        look = evaluate(built.objective, stepper.wrapped, built.held_out, stepper.engine, self.shards, blocks=blocks)
+        state = gathered(built.objective.state_dict()) if built.spare is not None else {}
+        objective = built.whole(state).to(stepper.engine.device)
+        look = evaluate(objective, built.held_out, stepper.engine, self.shards, blocks=blocks)
         self.progress.outlier_fraction = look.summary["outlier_fraction"]
         if self.metrics is not None:
             self.metrics.add(step, held_out=look.summary)
@@ -157,7 +159,7 @@ def _save(run: _Run, step: int, *, keep: bool) -> None:
     optimizer = gathered_optimizer(stepper.optimizer.state_dict())
     if stepper.engine.is_main:
         with checkpoint.writing(run.folder) as aside:
-            save_variant(stepper.built, aside, state, step)
+            save_variant(stepper.built, stepper.built.whole(state), aside, step)
             about = {"variant": stepper.built.variant.name, "steps": stepper.config.steps}
             checkpoint.write_state(aside, step=step, objective=state, optimizer=optimizer, about=about)
         if keep:

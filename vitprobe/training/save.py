@@ -1,32 +1,17 @@
 """Write a variant so that timm and open_clip open it without vitprobe, with a card that says how it was made."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from vitprobe import __version__
-from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.export import export
 from vitprobe.training.build import Built
 from vitprobe.training.objectives.base import Objective
 
 
-def save_variant(built: Built, folder: Path, state: Mapping[str, Tensor], step: int) -> None:
-    """Write the measured backbone of a variant into a folder; ``state`` is the objective's, gathered on the CPU."""
-    objective = built.objective
-    backbone = objective.variant()
-    if built.spare is not None:
-        prefix = _prefix(objective, backbone)
-        own = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
-        built.spare.module.load_state_dict(own)
-        backbone = built.spare
+def save_variant(built: Built, objective: Objective, folder: Path, step: int) -> None:
+    """Write the measured backbone of an objective with whole parameters into a folder."""
     beside = objective.export_beside(folder)
-    export(backbone, folder, classes=objective.classes(), card=card(built, step, beside))
-
-
-def _prefix(objective: Objective, backbone: Backbone) -> str:
-    return next(f"{name}." for name, part in objective.named_children() if part is backbone.module)
+    export(objective.variant(), folder, classes=objective.classes(), card=card(built, step, beside))
 
 
 def card(built: Built, step: int, beside: tuple[str, ...]) -> str:

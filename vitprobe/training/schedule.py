@@ -15,7 +15,7 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     """Build the optimiser for parameter groups. Clipping is the loop's own: LAMB's is turned off."""
     given: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return create_optimizer_v2(groups, opt="sgd", momentum=config.momentum, **given)
+        return create_optimizer_v2(groups, opt="momentum", momentum=config.momentum, **given)
     given["betas"] = config.betas
     if config.optimizer == "lamb":
         return create_optimizer_v2(groups, opt="lamb", max_grad_norm=None, **given)

@@ -26,7 +26,7 @@ class Objective(nn.Module, ABC):
 
     needs: ClassVar[str]
     """What must be known of the images: ``labels``, ``captions`` or ``nothing``."""
-    measure: ClassVar[str]
+    measure: str
     """The held-out measure that training should raise."""
     leaves_unused: ClassVar[bool] = False
     """Whether a step may leave trained parameters without a gradient."""
@@ -76,7 +76,7 @@ class Objective(nn.Module, ABC):
 def copy_of(backbone: Backbone) -> Backbone:
     """Copy a backbone as it is, and freeze the copy: a teacher, or an average of weights."""
     module = copy.deepcopy(backbone.module).eval().requires_grad_(False)
-    return type(backbone)(module, backbone.spec, backbone.transform)
+    return backbone.rewrap(module, backbone.spec)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ class Retrofit(Objective):
     """Teach a student with registers the features that a frozen teacher without them gives, averaged over views."""
 
     needs: ClassVar[str] = "nothing"
-    measure: ClassVar[str] = "agreement"
+    measure = "agreement"
     leaves_unused: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, config: TrainConfig, teacher: Backbone, *, denoise: bool) -> None:

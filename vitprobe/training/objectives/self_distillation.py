@@ -31,7 +31,7 @@ class SelfDistillation(Objective):
     """Make a student predict, from crops and masked patches, what its averaged self says of the whole."""
 
     needs: ClassVar[str] = "nothing"
-    measure: ClassVar[str] = "knn"
+    measure = "knn"
     leaves_unused: ClassVar[bool] = True  # the last layers of the heads in the first steps
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:

@@ -42,7 +42,7 @@ class Supervised(Averaged):
     """Classify pictures by their labels, with the tower's own head."""
 
     needs: ClassVar[str] = "labels"
-    measure: ClassVar[str] = "accuracy"
+    measure = "accuracy"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]) -> None:
         if len(classes) < 2:
@@ -87,13 +87,14 @@ class SceneTasks(Averaged):
     """Learn several things of generated scenes at once, some of them for every patch."""
 
     needs: ClassVar[str] = "nothing"
-    measure: ClassVar[str] = "accuracy"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, scenes: SceneConfig) -> None:
         if unknown := sorted(set(config.tasks) - set(TASKS)) or (["none"] if not config.tasks else []):
             raise ArgumentError(f"got task {unknown[0]}; scenes have {', '.join(TASKS)}")
         backbone.reset_head(0)
         super().__init__(backbone, config)
+        has_error_only = all(TASKS[name].kind == "dense regression" for name in config.tasks)
+        self.measure = "knn" if has_error_only else "accuracy"  # an error is no measure that should rise
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.tasks = nn.ModuleDict({name: self._head(name, scenes) for name in config.tasks})
