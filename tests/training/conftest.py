@@ -8,11 +8,12 @@ import pytest
 
 from vitprobe.probes.shards import Shards
 from vitprobe.training.build import Built, build, sizes
-from vitprobe.training.config import TrainConfig, resolve
+from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import open_data
 from vitprobe.training.engine import Engine
 from vitprobe.training.evaluation import Evaluation
 from vitprobe.training.loop import train
+from vitprobe.training.recipes import resolve
 from vitprobe.training.variants import Variant
 
 SMALL: dict[str, Any] = {
@@ -46,7 +47,10 @@ def small_config(**asked: Any) -> TrainConfig:
     return resolve(given)
 
 
-def small_built(config: TrainConfig, variant: Variant = Variant(2), shards: Shards | None = None) -> Built:
+TWO = Variant(2)
+
+
+def small_built(config: TrainConfig, variant: Variant = TWO, shards: Shards | None = None) -> Built:
     """One variant of a small training, ready."""
     shards = shards or Shards.alone("cpu")
     if config.objective == "retrofit" and variant.denoise is None:
@@ -54,7 +58,7 @@ def small_built(config: TrainConfig, variant: Variant = Variant(2), shards: Shar
     return build(config, variant, open_data(config, *sizes(config)), shards)
 
 
-def small_run(config: TrainConfig, folder: Path, variant: Variant = Variant(2), **kwargs: Any) -> Evaluation:
+def small_run(config: TrainConfig, folder: Path, variant: Variant = TWO, **kwargs: Any) -> Evaluation:
     """Train one variant into a folder, in this process alone."""
     built = small_built(config, variant)
     return train(config, built, folder, Engine.open(config), Shards.alone("cpu"), **kwargs)

@@ -6,7 +6,8 @@ import pytest
 
 from vitprobe.errors import ArgumentError
 from vitprobe.results import to_json
-from vitprobe.training.config import BY_OBJECTIVE, EXTRA, OBJECTIVES, RECIPES, TrainConfig, resolve
+from vitprobe.training.config import EXTRA, OBJECTIVES, TrainConfig
+from vitprobe.training.recipes import BY_OBJECTIVE, RECIPES, resolve
 from vitprobe.training.variants import Variant, variants
 
 

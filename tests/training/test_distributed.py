@@ -29,11 +29,13 @@ for name, asked in ast.literal_eval(sys.argv[2]).items():
         train(config, small_built(config, shards=shards), Path(sys.argv[1]) / name, engine, shards)
 """
 CASES: dict[str, dict[str, Any]] = {
-    "supervised": {"accumulation": 2, "lr": 1e-3, "ema": 0.9},
-    "text": {"objective": "text", "lr": 1e-3},
-    "self-distillation": {"objective": "self-distillation", "lr": 1e-3},
-    "retrofit": {"objective": "retrofit", "lr": 1e-3},
+    "supervised": {"accumulation": 2, "ema": 0.9},
+    "text": {"objective": "text"},
+    "self-distillation": {"objective": "self-distillation"},
+    "retrofit": {"objective": "retrofit", "lr": 1e-4},
 }
+CASES = {name: {"optimizer": "sgd", "lr": 0.05} | asked for name, asked in CASES.items()}
+"""Not Adam, which divides by a gradient's size: where that is rounding itself, its updates are chance."""
 SHARDED: dict[str, dict[str, Any]] = {name: CASES[name] | {"shard": True} for name in ("supervised", "text")}
 
 
@@ -60,17 +62,16 @@ def curve(folder: Path, part: str) -> list[float]:
 
 
 def compare(one: Path, other: Path) -> None:
-    """The losses agree to float tolerance, and so do the weights: an update is at most the rate, whatever the rounding."""
+    """The losses agree to float tolerance, and so do the gradients and the weights."""
     for part in ("loss", "gradient_norm"):
-        assert curve(one, part) == pytest.approx(curve(other, part), rel=2e-4)
+        assert curve(one, part) == pytest.approx(curve(other, part), rel=1e-4)
     left, right = (checkpoint.read(folder) for folder in (one, other))
     assert left is not None
     assert right is not None
     assert left.step == right.step
     assert left.objective.keys() == right.objective.keys()
     for name, tensor in left.objective.items():
-        # Adam divides by the gradient's size, so where that is rounding itself an update may turn round
-        assert torch.allclose(tensor, right.objective[name], rtol=1e-3, atol=2e-4), name
+        assert torch.allclose(tensor, right.objective[name], rtol=1e-4, atol=1e-5), name
     looked = [[r["held_out"] for r in read(folder) if "held_out" in r] for folder in (one, other)]
     assert len(looked[0]) == len(looked[1]) > 1
     assert json.dumps(looked[0][0]) == json.dumps(looked[1][0])  # before the first step, and merged

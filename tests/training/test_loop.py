@@ -85,9 +85,7 @@ def test_the_same_seed_gives_the_same_run_and_another_another(
         same(state(tmp_path / "a"), state(tmp_path / "c"))
 
 
-def test_a_loss_falls_and_the_outside_is_left_alone(
-    tmp_path: Path, make_config: Callable, run_small: Callable
-) -> None:
+def test_a_loss_falls_and_the_outside_is_left_alone(tmp_path: Path, make_config: Callable, run_small: Callable) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     config = make_config(steps=150, eval_every=150, batch_size=16, lr=5e-3, tasks=("patch_class",))
     seen: list[Progress] = []

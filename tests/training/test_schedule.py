@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitprobe.training.config import resolve
+from vitprobe.training.recipes import resolve
 from vitprobe.training.schedule import make_optimizer, make_scheduler, set_decay
 
 

@@ -18,10 +18,11 @@ from vitprobe.errors import ArgumentError, ExitCode
 from vitprobe.probes.shards import Shards
 from vitprobe.training import checkpoint
 from vitprobe.training.build import build, sizes
-from vitprobe.training.config import TrainConfig, resolve
+from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
 from vitprobe.training.loop import Stopped, train
+from vitprobe.training.recipes import resolve
 from vitprobe.training.variants import variants
 
 NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}

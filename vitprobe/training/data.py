@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 from torch import Tensor
 
 from vitprobe.backbones.base import Transform
@@ -25,6 +24,8 @@ KINDS = {SCENES: MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:
 """Generated data by name."""
 FIRST_BANK = 2 * FIRST_HELD_OUT
 """Number of the first scene that votes in k-NN; no training gets that far."""
+MOST_AT_ONCE = 64
+"""Held-out images of a batch."""
 NEEDS = {"supervised": "labels", "text": "captions", "self-distillation": "nothing", "retrofit": "nothing"}
 
 
@@ -129,8 +130,10 @@ def _augmentation(
 def open_held_out(config: TrainConfig, data: Data, transform: Transform, shards: Shards) -> HeldOut:
     """Make the readers of held-out images and of the k-NN bank, each process with its share."""
 
+    size = max(1, min(config.batch_size, MOST_AT_ONCE))
+
     def reader(images: Labelled) -> Reader:
-        mine = shards.share(np.arange(len(images.items)).tolist())
-        return Reader(images, transform, max(1, min(config.batch_size, 64)), config.workers, mine)
+        mine = shards.share(range(len(images)), chunk=size)  # whole batches, which then are those of a single process
+        return Reader(images, transform, size, config.workers, mine)
 
     return HeldOut(reader(data.held), reader(data.bank), data.truth)

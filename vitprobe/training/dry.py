@@ -1,6 +1,6 @@
 """What a training would take, without training: ``--dry-run``."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from vitprobe.probes.shards import Shards
@@ -22,8 +22,6 @@ def plan(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> d
 
     The plan counts parameters and FLOPs exactly and estimates memory; nothing is trained and nothing written.
     """
-    from dataclasses import replace
-
     small = replace(config, batch_size=FEW, accumulation=1, workers=0)
     built = build(small, variant, data, Shards.alone())
     objective = built.objective
@@ -35,7 +33,7 @@ def plan(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> d
         batch_size=FEW,
         optimizer_slots=SLOTS[config.optimizer],
         precision=config.precision,
-        ema=bool(config.ema),
+        ema=False,  # an average is among the objective's own parameters
         scale_to=config.batch_size // config.accumulation // shards.world,
     )
     groups = parameter_groups(built.backbone, objective.heads(), config)

@@ -11,7 +11,7 @@ from torch import nn
 from vitprobe.errors import InputError
 from vitprobe.probes.knn import gather_features, knn_accuracy
 from vitprobe.probes.norm_stats import KINDS, NormStats
-from vitprobe.probes.norms import measure_norms
+from vitprobe.probes.norms import NormAccumulator, measure_norms
 from vitprobe.probes.outliers import OutlierRule
 from vitprobe.probes.shards import Shards, merge_norms
 from vitprobe.training.engine import Engine
@@ -50,10 +50,7 @@ def evaluate(
     compiled = _uncompile(backbone.module)
     try:
         points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
-        accumulator = measure_norms(
-            backbone, held.reader, blocks=points, autocast=engine.autocast, seed=objective.config.seed
-        )
-        norms = merge_norms(shards, accumulator).result(RULE, point=points[-1])
+        norms = merge_norms(shards, _measured(objective, held, engine, points)).result(RULE, point=points[-1])
         with engine.precise():
             sums = objective.held_out(held, engine.device)
         knn = _knn(objective, held, engine, shards)
@@ -63,6 +60,15 @@ def evaluate(
         objective.train(training)
     measures = {name: total / max(number, 1) for name, (total, number) in _added(sums, shards).items()}
     return Evaluation(_summary(norms) | knn | measures, norms)
+
+
+def _measured(objective: Objective, held: HeldOut, engine: Engine, points: tuple[int, ...]) -> NormAccumulator | None:
+    """Measure this process's share; None where it has none, or none of it could be read."""
+    seed = objective.config.seed
+    try:
+        return measure_norms(objective.variant(), held.reader, blocks=points, autocast=engine.autocast, seed=seed)
+    except InputError:
+        return None
 
 
 def _summary(norms: NormStats) -> dict[str, Any]:
@@ -90,10 +96,10 @@ def _features(objective: Objective, reader: Reader, engine: Engine, shards: Shar
     """Gather features of a whole set and its labels, in the order of the set."""
     backbone = objective.variant()
     found, indices = gather_features(backbone.features, reader, engine.device, autocast=engine.autocast)
-    parts = shards.gather_all((found, indices))
-    features, order = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-    if not len(order):
+    parts = [part for part in shards.gather_all((found, indices)) if len(part[1])]  # some may have had no share
+    if not parts:
         raise InputError("no image could be read; nothing can be said of the features")
+    features, order = (np.concatenate([part[i] for part in parts]) for i in range(2))
     placed = np.argsort(order, kind="stable")
     return features[placed], reader.images.labels[order[placed]]
 

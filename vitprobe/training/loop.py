@@ -51,6 +51,8 @@ class _Run:
     shards: Shards
     metrics: Metrics | None
     """The main process writes them."""
+    start: int
+    """Steps that were done when the run began."""
     progress: Progress
     on_progress: Callable[[Progress], None]
     waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)
@@ -90,7 +92,7 @@ class _Run:
         objective = built.whole(state).to(stepper.engine.device)
         look = evaluate(objective, built.held_out, stepper.engine, self.shards, blocks=blocks)
         self.progress.outlier_fraction = look.summary["outlier_fraction"]
-        if self.metrics is not None:
+        if self.metrics is not None and (step > self.start or step == 0):  # else a finished run is looked at again
             self.metrics.add(step, held_out=look.summary)
         return look
 
@@ -115,17 +117,17 @@ def train(
     if config.compile:
         stepper.compile()
     metrics = Metrics(folder, start=start, tensorboard=config.tensorboard) if engine.is_main else None
-    run = _Run(stepper, folder, shards, metrics, Progress(start, config.steps), on_progress)
+    run = _Run(stepper, folder, shards, metrics, start, Progress(start, config.steps), on_progress)
     try:
         with _signals() as asked:
-            return _steps(run, start, asked)
+            return _steps(run, asked)
     finally:
         if metrics is not None:
             metrics.close()
 
 
-def _steps(run: _Run, start: int, asked: list[int]) -> Evaluation:
-    stepper = run.stepper
+def _steps(run: _Run, asked: list[int]) -> Evaluation:
+    stepper, start = run.stepper, run.start
     config, kept = stepper.config, _kept(stepper.config)
     look = run.evaluate(start) if start in (0, config.steps) else None
     run.on_progress(run.progress)

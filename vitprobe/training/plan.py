@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from vitprobe.errors import ArgumentError
 
 aten = torch.ops.aten
 CPU_ATTENTION = {
-    aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda out, q, k, v, *_, **__: sdpa_backward_flop_count(out, q, k, v)
+    ),
 }
 """The fused attention of the CPU, which the counter of older PyTorch passes over in silence."""
 
@@ -36,8 +38,7 @@ class Plan:
     """Numbers in all parameters of the module, those of a teacher or an average in it included."""
     trainable_parameters: int
     forward_flops: int
-    """Per image: matrix products, convolutions and attention; of everything that the step runs, with gradients or not.
-    """
+    """Per image: matrix products, convolutions and attention of all that the step runs, with gradients or without."""
     training_flops: int
     """Per image, forward and backward; fused attention computes its scores once more on the way back."""
     precision: str
@@ -52,12 +53,8 @@ class Plan:
     """Copies of parameters in the lower precision, which autocast keeps for the backward pass."""
     activation_bytes: int
     """What the forward pass keeps for the backward pass, taken as growing with the batch."""
-
-    @property
-    def total_bytes(self) -> int:
-        """The sum of all bytes."""
-        kinds = ("parameter", "gradient", "optimizer", "ema", "copy", "activation")
-        return sum(getattr(self, f"{kind}_bytes") for kind in kinds)
+    total_bytes: int
+    """The sum of all these."""
 
 
 def plan_step(
@@ -70,15 +67,15 @@ def plan_step(
     ema: bool,
     scale_to: int,
 ) -> Plan:
-    """Try ``step``, which runs ``module`` forward on ``batch_size`` images and returns a loss, and plan a training.
+    """Try ``step``, which runs ``module`` forward on ``batch_size`` images and returns a loss, twice; plan a training.
 
     FLOPs are counted of the step and of its backward pass, and divided by its images. Memory is for ``scale_to``
     images: activations are the storages that autograd has saved when the loss is there, each once, without parameters,
     buffers and their copies, and scaled by the batch. ``optimizer_slots``: float32 numbers that the optimiser keeps for
     each trained parameter. ``ema``: whether an average of the trained parameters is kept outside the module.
-    ``precision``: ``float32``, ``bfloat16``, or ``auto``, which is bfloat16 where there is a GPU. Gradients, buffers and
-    random generators (Python's, numpy's, torch's) are left as they were. Raises `ArgumentError` for numbers below 1, an
-    unknown precision, or a loss that is no scalar or trains nothing.
+    ``precision``: ``float32``, ``bfloat16``, or ``auto``, which is bfloat16 where there is a GPU. Gradients, buffers
+    and random generators (Python's, numpy's, torch's) are left as they were. Raises `ArgumentError` for numbers below
+    1, an unknown precision, or a loss that is no scalar or trains nothing.
     """
     if batch_size < 1 or scale_to < 1 or optimizer_slots < 0:
         raise ArgumentError(
@@ -89,17 +86,32 @@ def plan_step(
     if precision not in ("float32", "bfloat16"):
         raise ArgumentError(f"got precision {precision!r}; allowed are auto, float32 and bfloat16")
     device = next(module.parameters()).device.type
-    with _left_as_it_was(module), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        with _Kept(module) as kept, torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+    autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+    with _left_as_it_was(module):
+        with _Kept(module) as kept, autocast:
             loss = step()
         if loss.numel() != 1 or not loss.requires_grad:
             raise ArgumentError(f"got a loss of shape {tuple(loss.shape)}; a scalar that trains a parameter is needed")
-        forward = counter.get_total_flops()
         activations, copies = kept.sizes()
-        loss.backward()
-        training = counter.get_total_flops()
+        del loss
+        with FlopCounterMode(
+            display=False, custom_mapping=CPU_ATTENTION
+        ) as counter:  # its hooks keep dead graphs alive
+            with autocast:
+                loss = step()
+            forward = counter.get_total_flops()
+            loss.backward()
+            training = counter.get_total_flops()
     trained = [p for p in module.parameters() if p.requires_grad]
     numbers = sum(p.numel() for p in trained)
+    sizes = {
+        "parameter_bytes": sum(p.nbytes for p in module.parameters()),
+        "gradient_bytes": sum(p.nbytes for p in trained),
+        "optimizer_bytes": 4 * optimizer_slots * numbers,
+        "ema_bytes": sum(p.nbytes for p in trained) if ema else 0,
+        "copy_bytes": copies,
+        "activation_bytes": round(activations / batch_size * scale_to),
+    }
     return Plan(
         parameters=sum(p.numel() for p in module.parameters()),
         trainable_parameters=numbers,
@@ -107,12 +119,8 @@ def plan_step(
         training_flops=round(training / batch_size),
         precision=precision,
         batch_size=scale_to,
-        parameter_bytes=sum(p.nbytes for p in module.parameters()),
-        gradient_bytes=sum(p.nbytes for p in trained),
-        optimizer_bytes=4 * optimizer_slots * numbers,
-        ema_bytes=sum(p.nbytes for p in trained) if ema else 0,
-        copy_bytes=copies,
-        activation_bytes=round(activations / batch_size * scale_to),
+        **sizes,
+        total_bytes=sum(sizes.values()),
     )
 
 
@@ -134,7 +142,7 @@ class _Kept(TorchDispatchMode):
         self._hooks = saved_tensors_hooks(self._pack, lambda saved: saved.tensor)
 
     def _pack(self, tensor: Tensor) -> _Saved:
-        saved = _Saved(tensor)
+        saved = _Saved(tensor.detach())  # an output with its history would hold itself, and never go
         self._saved.add(saved)
         return saved
 
@@ -175,7 +183,7 @@ def _left_as_it_was(module: nn.Module) -> Iterator[None]:
     try:
         for parameter, _ in gradients:
             parameter.grad = None
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         for parameter, gradient in gradients:

@@ -17,6 +17,10 @@ Sums = dict[str, tuple[float, float]]
 """Held-out measures as (sum, number of images), so that those of several processes add up."""
 
 
+FOLLOWERS = ("teacher", "average")
+"""Names of towers that are not trained but follow, or stay as they were."""
+
+
 class Objective(nn.Module, ABC):
     """Hold all that is trained, and all that goes with it, so that one state dict holds it too.
 
@@ -36,6 +40,14 @@ class Objective(nn.Module, ABC):
         self.backbone, self.config = backbone, config
         self.tower = backbone.module
 
+    def train(self, mode: bool = True) -> "Objective":
+        """Set training mode; teachers and averages never leave evaluation mode."""
+        super().train(mode)
+        for name, part in self.named_children():
+            if name in FOLLOWERS:
+                part.eval()
+        return self
+
     @abstractmethod
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the loss and its terms, each a scalar, of one micro-batch."""
@@ -53,7 +65,7 @@ class Objective(nn.Module, ABC):
 
     def heads(self) -> list[nn.Module]:
         """Return the trained modules beside the tower."""
-        return [child for name, child in self.named_children() if name not in ("tower", "teacher", "average")]
+        return [child for name, child in self.named_children() if name not in ("tower", *FOLLOWERS)]
 
     def before_step(self, step: int) -> None:
         """Set what depends on the number of steps done."""

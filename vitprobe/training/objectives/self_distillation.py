@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models.modules import DINOv2ProjectionHead
+from lightly.models.modules.center import Center
 from lightly.models.utils import random_block_mask
 from torch import Tensor, nn
 
@@ -54,6 +55,7 @@ class SelfDistillation(Objective):
         temperature = config.option("student_temperature")
         self.cls_loss = DINOLoss(prototypes, student_temp=temperature)
         self.patch_loss = IBOTPatchLoss(prototypes, student_temp=temperature)
+        self.patch_loss.center = MaskedCenter((1, prototypes))
         self.koleo = KoLeoLoss()
         self.teacher_temperature = config.option("teacher_temperature")[0]
 
@@ -135,6 +137,23 @@ class SelfDistillation(Objective):
 
     def held_out(self, held: HeldOut, device: torch.device) -> Sums:
         return {}  # the k-NN accuracy, which every objective is measured by
+
+
+class MaskedCenter(Center):
+    """Centre what the teacher says of masked patches by the mean over all of them, in whichever process.
+
+    lightly's own takes the mean of the processes' means, though they mask different numbers of patches, and is not a
+    number where one masks none.
+    """
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        total = torch.cat([x.sum(dim=0), x.new_tensor([len(x)])])  # (K + 1,)
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(total)
+        if total[-1] > 0:
+            mean = (total[:-1] / total[-1]).unsqueeze(0)  # (1, K)
+            self.center = self.center * self.momentum + mean * (1 - self.momentum)
 
 
 def _gathered(x: Tensor) -> Tensor:

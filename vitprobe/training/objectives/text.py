@@ -37,7 +37,7 @@ class Text(Objective):
             backbone.reset_head(text.embed_dim, seed=config.seed)
         super().__init__(backbone, config)
         self.text, self.text_tower = text, text.module
-        self.logit_scale = nn.Parameter(torch.tensor(text.logit_scale))
+        self.logit_scale = nn.Parameter(torch.tensor([text.logit_scale]))  # (1,): FSDP shards no scalars
         self.has_labels = False
 
     @property
@@ -57,7 +57,7 @@ class Text(Objective):
         world, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
         loss = ClipLoss(gather_with_grad=True, rank=rank, world_size=world)
         scale = self.logit_scale.clamp(max=MAX_SCALE).exp()
-        return {"loss": loss(images, captions, scale), "logit_scale": scale.detach()}
+        return {"loss": loss(images, captions, scale), "logit_scale": scale.detach().squeeze()}
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
@@ -87,7 +87,7 @@ class Text(Objective):
     def export_beside(self, folder: Path) -> tuple[str, ...]:
         state = {name: t.detach().float().cpu().contiguous() for name, t in self.text_tower.state_dict().items()}
         state = {name: t for name, t in state.items() if name != "attn_mask"}
-        scale = self.logit_scale.detach().float().cpu()
+        scale = self.logit_scale.detach().float().cpu().squeeze()
         save_file({**state, "logit_scale": scale}, folder / "text.safetensors")
         body = {"embed_dim": self.text.embed_dim, "text_cfg": dict(self.text.config)}
         (folder / "text_config.json").write_text(json.dumps(body, indent=2) + "\n")
