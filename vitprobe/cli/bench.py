@@ -28,11 +28,17 @@ def bench(
     limit: opt.Limit = None,
     workers: opt.Workers = None,
     seed: opt.Seed = 0,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Time training steps instead, against a loop by hand.", rich_help_panel=opt.RUN),
+    ] = False,
+    num_reg: Annotated[int, typer.Option(help="Registers of the last row, with --train.", rich_help_panel=opt.RUN)] = 4,
     json: opt.Json = False,
 ) -> None:
     """Time recording against the [bold]bare forward[/bold], interleaved in one process: ratios, memory, equal bits.
 
-    Nothing is written; the first row after the bare forward is the bare forward again, the noise of this machine.
+    Nothing is written; the first row after the bare forward is the bare forward again, the noise of this machine. With
+    [bold]--train[/bold], training steps are set against the shortest loop that one would write with timm.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, would write to stderr
     from vitprobe.cli.run_bench import BenchOptions, run
@@ -52,4 +58,8 @@ def bench(
         seed=seed,
         json=json,
     )
+    if train:
+        from vitprobe.cli import run_bench_train
+
+        raise typer.Exit(run_bench_train.run(asked, num_reg))
     raise typer.Exit(run(asked))

@@ -85,7 +85,7 @@ def _train_all(
             missing = [one for part, _ in parts for one in part]
             digests = [digest for _, part in parts for digest in part]
             specs[variant.name] = built.objective.variant().spec
-            found.append(look(built, evaluation, folder))
+            found.append(look(built, evaluation, folder, engine.autocast))
     skipped = [{"name": name, "reason": why} for name, why in dict.fromkeys(map(tuple, missing))]
     if engine.is_main:
         told = {"skipped": skipped, "formats": formats, "as_json": as_json, "device": str(engine.device)}

@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vitprobe import results
 from vitprobe.cli import echo_train
 from vitprobe.cli.train_result import write_comparison
@@ -13,6 +15,7 @@ from vitprobe.probes.attention import measure_attention
 from vitprobe.probes.comparison import VariantResult
 from vitprobe.probes.curves import Curve
 from vitprobe.probes.norms import NUM_QUERIES
+from vitprobe.probes.outliers import OutlierRule
 from vitprobe.training.build import Built
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data
@@ -24,13 +27,19 @@ NUM_MAPS = 6
 """Held-out images whose attention maps are kept and drawn: the first."""
 
 
-def look(built: Built, evaluation: Evaluation, folder: Path) -> VariantResult:
-    """Put together what is compared of a trained variant: norms, attention maps of a few held-out images, its curve."""
+def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dtype | None) -> VariantResult:
+    """Put together what is compared of a trained variant: norms, attention maps of a few held-out images, its curve.
+
+    Outliers in the maps are those over the cutoff that the norms of all held-out images gave, or none.
+    """
     backbone = (built.spare or built.objective).variant()
     shown = built.held_out.reader
     few = Reader(shown.images, shown.transform, NUM_MAPS, 0, range(min(NUM_MAPS, len(shown.images))))
     backbone.module.eval()
-    maps = measure_attention(backbone, few, rule=RULE)
+    found = evaluation.norms.summary
+    cutoff = found["cutoff"] if found["cutoff"] is not None else 2 * found["norm"]["max"]
+    query = None if backbone.layout().cls is not None else "mean"  # else variants would be asked different questions
+    maps = measure_attention(backbone, few, query=query, rule=OutlierRule("absolute", cutoff), autocast=autocast)
     measure = built.objective.measure
     measures = {name: value for name, value in evaluation.summary.items() if isinstance(value, float)}
     measures.pop("outlier_fraction")

@@ -70,7 +70,7 @@ def train_registers(
     objective_arg: Annotated[
         list[str] | None, _option(LEARN, "KEY=VALUE for the objective: koleo=0.1, num_views=10. Repeat.")
     ] = None,
-    steps: Annotated[int | None, _option(RATE, "Optimiser steps. Default 1200.")] = None,
+    steps: Annotated[int | None, _option(RATE, "Optimiser steps. Default 1000.")] = None,
     epochs: Annotated[float | None, _option(RATE, "Passes over the images, in place of --steps.")] = None,
     batch_size: Annotated[int | None, _option(RATE, "Images a step, over all processes. Default 64.")] = None,
     accumulation: Annotated[int | None, _option(RATE, "Micro-batches that a step is made of.")] = None,

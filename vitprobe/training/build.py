@@ -1,6 +1,6 @@
 """From options to what is trained: the backbone with its registers, the objective around it, its data."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,13 +109,19 @@ def build(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> 
     size, patch = tuple(plain.spec.image_size), plain.patch_size
     backbone = insert(plain, variant.num_registers, seed=config.seed, std=config.register_std)
     backbone.spec = replace(backbone.spec, paradigm=PARADIGMS.get(config.objective, plain.spec.paradigm))
+    own = list(backbone.module.parameters())
     objective = _objective(config, variant, backbone, data, teacher)
-    freeze_all_but(backbone, config.trainable)
+    freeze_all_but(backbone, config.trainable, drawn=_without(backbone.module.parameters(), own))
     objective.train()
     stream = open_stream(config, data, backbone.transform, size, patch[0], shards)
     held = open_held_out(config, data, backbone.transform, shards)
     spare = build(replace(config, shard=False), variant, data, shards).objective if config.shard else None
     return Built(variant, backbone, objective, stream, held, spare)
+
+
+def _without(parameters: Iterable[nn.Parameter], known: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    seen = {id(parameter) for parameter in known}
+    return [parameter for parameter in parameters if id(parameter) not in seen]
 
 
 PARADIGMS = {"supervised": "supervised", "text": "text-supervised", "self-distillation": "self-supervised"}

@@ -43,7 +43,7 @@ class TrainConfig:
     control: bool = True
     """Train R = 0 beside them, and for ``retrofit`` its controls."""
     register_std: float = 0.02
-    steps: int = 1200
+    steps: int = 1000
     epochs: float | None = None
     batch_size: int = 64
     """Images of one optimiser step, over all processes and micro-batches."""

@@ -1,14 +1,20 @@
 """What a training reads: images to learn from, held-out images, and the images whose features vote in k-NN."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from vitprobe.backbones.base import Transform
 from vitprobe.errors import ArgumentError
-from vitprobe.inputs.augment import multi_crop_transform, plain_transform, supervised_transform, text_transform
+from vitprobe.inputs.augment import (
+    Augmentation,
+    MultiCrop,
+    multi_crop_transform,
+    plain_transform,
+    supervised_transform,
+    text_transform,
+)
 from vitprobe.inputs.labels import Labelled, open_labelled
 from vitprobe.inputs.scene_stream import FIRST_HELD_OUT, SceneStream, scene_set, scene_truth
 from vitprobe.inputs.scenes import CROWDED, MIXED, SPARSE, SceneConfig
@@ -16,9 +22,6 @@ from vitprobe.inputs.stream import ItemStream
 from vitprobe.probes.shards import Shards
 from vitprobe.training.config import SCENES, TrainConfig
 from vitprobe.training.held_out import HeldOut, Reader
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 KINDS = {SCENES: MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:crowded": CROWDED}
 """Generated data by name."""
@@ -113,7 +116,7 @@ def open_stream(
 
 def _augmentation(
     config: TrainConfig, transform: Transform, size: tuple[int, int], patch: int
-) -> Callable[["Image"], Tensor | tuple[Tensor, ...]]:
+) -> Augmentation | MultiCrop:
     numbers = {"mean": transform.mean, "std": transform.std}
     if config.objective == "supervised":
         return supervised_transform(config.augment, size, **numbers)

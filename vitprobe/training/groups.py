@@ -11,23 +11,25 @@ from vitprobe.training.config import TrainConfig
 
 UNDECAYED = ("registers", "cls", "positions", "layer_scale")
 """Kinds of parameters that take no weight decay, beside biases and gains of norms."""
-FIRST = ("registers", "cls", "positions", "patch_embedding")
-"""What stands before block 0, for layer decay."""
+LAST = ("final_norm", "head")
+"""What stands above the last block, for layer decay."""
 
 
-def freeze_all_but(backbone: Backbone, kinds: Iterable[str]) -> None:
+def freeze_all_but(backbone: Backbone, kinds: Iterable[str], *, drawn: Iterable[nn.Parameter] = ()) -> None:
     """Let only the named kinds of a backbone's parameters be trained; ``all`` is every one.
 
-    Raises `ArgumentError` where the model has none of what was asked for.
+    ``drawn``: parameters that an objective has just put into the tower, a head of its own; they are trained in any
+    case. Without registers, ``registers`` alone leaves the whole tower as it is: a control. Raises `ArgumentError`
+    where the model has none of anything else that was asked for.
     """
-    kinds = tuple(kinds)
+    kinds, new = tuple(kinds), {id(parameter) for parameter in drawn}
     if "all" in kinds:
         return
     names = {name for kind in kinds for name in backbone.parameter_names(kind)}
-    if not names:
+    if not names and set(kinds) != {"registers"}:
         raise ArgumentError(f"{backbone.spec.name} has no {' or '.join(kinds)} to train; allowed is --trainable all")
     for name, parameter in backbone.module.named_parameters():
-        parameter.requires_grad_(name in names)
+        parameter.requires_grad_(name in names or id(parameter) in new)
 
 
 def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: TrainConfig) -> list[dict[str, Any]]:
@@ -44,7 +46,7 @@ def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: Tra
     for name, parameter in backbone.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        scale = config.layer_decay ** (top - depths.get(name, top))
+        scale = config.layer_decay ** (top - depths.get(name, 0))
         if name in undecayed["layer_scale"]:
             kind = "layer_scale"
         elif parameter.ndim <= 1 or any(name in names for names in undecayed.values()):
@@ -53,11 +55,16 @@ def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: Tra
             kind = "decay"
         groups.setdefault((kind, scale), []).append(parameter)
     for head in heads:
-        for parameter in head.parameters():
+        for name, parameter in head.named_parameters():
             if parameter.requires_grad:
-                groups.setdefault(("no_decay" if parameter.ndim <= 1 else "decay", 1.0), []).append(parameter)
+                bare = parameter.ndim <= 1 or name.endswith("positional_embedding")  # the text tower's
+                groups.setdefault(("no_decay" if bare else "decay", 1.0), []).append(parameter)
     if not groups:
-        raise ArgumentError("nothing is left to train; allowed is --trainable all, or a kind that the model has")
+        number = backbone.spec.num_registers
+        raise ArgumentError(
+            f"nothing is left to train of {backbone.spec.name} with {number} registers; give more kinds to --trainable"
+            + ("" if number else ", or leave it out with --no-control")
+        )
     return [
         {"params": found, "weight_decay": config.weight_decay if kind == "decay" else 0.0, "lr_scale": scale}
         for (kind, scale), found in groups.items()
@@ -65,8 +72,9 @@ def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: Tra
 
 
 def _depths(backbone: Backbone) -> dict[str, int]:
-    """Say how deep each parameter stands: 0 before block 0, i + 1 in block i; what is not named stands on top."""
-    found = {name: 0 for kind in FIRST for name in backbone.parameter_names(kind)}
+    """Say how deep each parameter stands: i + 1 in block i, on top the final norm and the head, 0 what is left."""
+    top = backbone.num_blocks + 1
+    found = {name: top for kind in LAST for name in backbone.parameter_names(kind)}
     for index in range(backbone.num_blocks):
         found |= dict.fromkeys(backbone.parameter_names(f"block:{index}"), index + 1)
     return found

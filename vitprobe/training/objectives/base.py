@@ -32,8 +32,6 @@ class Objective(nn.Module, ABC):
     """What must be known of the images: ``labels``, ``captions`` or ``nothing``."""
     measure: str
     """The held-out measure that training should raise."""
-    leaves_unused: ClassVar[bool] = False
-    """Whether a step may leave trained parameters without a gradient."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         super().__init__()

@@ -29,7 +29,6 @@ class Retrofit(Objective):
 
     needs: ClassVar[str] = "nothing"
     measure = "agreement"
-    leaves_unused: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, config: TrainConfig, teacher: Backbone, *, denoise: bool) -> None:
         """``teacher``: the same model before registers were put in. ``denoise``: whether its features are averaged."""

@@ -33,7 +33,6 @@ class SelfDistillation(Objective):
 
     needs: ClassVar[str] = "nothing"
     measure = "knn"
-    leaves_unused: ClassVar[bool] = True  # the last layers of the heads in the first steps
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
         backbone.reset_head(0)
