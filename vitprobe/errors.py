@@ -16,6 +16,9 @@ class ExitCode(IntEnum):
 class VitprobeError(Exception):
     """A user's problem, not a bug: its message is one line that says what was got, what is allowed and what to do."""
 
+    exit_code: int = ExitCode.NOTHING
+    """What the command line returns for it."""
+
 
 class ArgumentError(VitprobeError, ValueError):
     """An argument has a value that is not allowed."""

@@ -75,7 +75,7 @@ def _main() -> None:
         app()
     except VitprobeError as error:
         typer.echo(f"vitprobe: {error}", err=True)
-        sys.exit(ExitCode.NOTHING)
+        sys.exit(int(error.exit_code))
     except (RuntimeError, MemoryError) as error:
         if not (advice := _advice(error)):
             raise

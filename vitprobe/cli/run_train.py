@@ -7,8 +7,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from vitprobe import results
 from vitprobe.cli import echo, parse
 from vitprobe.cli.run_train_compare import finish, look
@@ -58,9 +56,7 @@ def run(
         try:
             return _train_all(config, data, directory, engine, shards, formats, as_json)
         except Stopped as stopped:
-            if engine.is_main:
-                typer.echo(f"vitprobe: {stopped}; go on with --resume {directory}", err=True)
-            return 128 + stopped.number
+            raise Stopped(f"{stopped}; go on with --resume {directory}", stopped.number) from stopped
 
 
 def _train_all(

@@ -143,13 +143,18 @@ def open_labelled(
     if need == "labels" or caption == "class":
         found = _with_labels(found, label, {one.classes for one in named.values()}, classes)
     if caption == "class":
-        spoken = [CLASS_CAPTION.format(_spoken(name)) for name in found.classes]
+        spoken = class_captions(found.classes)
         found = replace(found, captions=[spoken[at] for at in found.labels])
     elif need == "captions":
         found = _with_captions(found, caption)
     if limit is not None and limit < len(found.items):
         found = found.take(sorted(random.Random(seed).sample(range(len(found.items)), limit)))
     return found
+
+
+def class_captions(classes: Sequence[str]) -> tuple[str, ...]:
+    """Return what `caption="class"` says of each class. Raises InputError for a name that is a number."""
+    return tuple(CLASS_CAPTION.format(_spoken(name)) for name in classes)
 
 
 def _with_labels(

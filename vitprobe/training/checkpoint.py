@@ -61,13 +61,14 @@ def writing(folder: Path) -> Iterator[Path]:
         os.replace(aside, last)
         _sync(folder)
         shutil.rmtree(previous, ignore_errors=True)
+    except (OSError, RuntimeError, OutputError) as error:  # torch says RuntimeError of a full disk
+        shutil.rmtree(folder / WRITING, ignore_errors=True)
+        cause = error.__cause__ or error
+        reason = getattr(cause, "strerror", None) or " ".join(str(cause).split())[:160]
+        raise OutputError(f"cannot write a checkpoint to {folder} ({reason}); {intact(folder)}") from error
     except VitprobeError:
         shutil.rmtree(folder / WRITING, ignore_errors=True)
         raise
-    except (OSError, RuntimeError) as error:  # torch and safetensors say RuntimeError of a full disk
-        shutil.rmtree(folder / WRITING, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:160]
-        raise OutputError(f"cannot write a checkpoint to {folder} ({reason}); {intact(folder)}") from error
 
 
 def intact(folder: Path) -> str:

@@ -30,6 +30,7 @@ class Stopped(VitprobeError):
         super().__init__(message)
         self.number = number
         """The signal that asked for it."""
+        self.exit_code = 128 + number  # as shells have it
 
 
 @dataclass
@@ -121,6 +122,9 @@ def train(
     try:
         with _signals() as asked:
             return _steps(run, asked)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        advice = "try a smaller --batch-size, or --accumulation 2 or more"
+        raise VitprobeError(f"out of memory; {advice}; {checkpoint.intact(folder)}") from error
     finally:
         if metrics is not None:
             metrics.close()

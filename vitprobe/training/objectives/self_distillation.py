@@ -88,11 +88,12 @@ class SelfDistillation(Objective):
             said += self.cls_head(found).float().chunk(len(local))
         said_patches = self.patch_head(tokens[:, layout.patches][masked]).float()
         temperature = self.teacher_temperature
-        terms = {
-            "cls": self.cls_loss(list(taught.chunk(2)), said, teacher_temp=temperature),
-            "patch": self.patch_loss(taught_patches, said_patches, masks, teacher_temp=temperature),
-            "koleo": sum(self.koleo(_gathered(half)) for half in pooled.float().chunk(2)),
-        }
+        with torch.autocast(whole.device.type, enabled=False):  # sums over prototypes need float32's digits
+            terms = {
+                "cls": self.cls_loss(list(taught.chunk(2)), said, teacher_temp=temperature),
+                "patch": self.patch_loss(taught_patches, said_patches, masks, teacher_temp=temperature),
+                "koleo": sum(self.koleo(_gathered(half)) for half in pooled.float().chunk(2)),
+            }
         loss = terms["cls"] + self.config.option("patch_weight") * terms["patch"]
         return {"loss": loss + self.config.option("koleo") * terms["koleo"], **terms}
 
@@ -122,7 +123,7 @@ class SelfDistillation(Objective):
         self.teacher_temperature = low + (high - low) * done
 
     def before_update(self, step: int) -> None:
-        if step <= self.config.option("freeze_last_layer"):
+        if step < self.config.option("freeze_last_layer"):
             for head in (self.cls_head, self.patch_head):
                 for parameter in head.last_layer.parameters():
                     parameter.grad = None

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import torch
-from timm.data import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from timm.loss import BinaryCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -71,7 +71,7 @@ class Supervised(Averaged):
         if self.mix is not None and len(images) % 2 == 0:  # timm mixes pairs
             images, labels = self.mix(images.clone(), labels)
         elif self.mix is not None:
-            labels = F.one_hot(labels, len(self.names)).float()
+            labels = mixup_target(labels, len(self.names), smoothing=self.config.smoothing)
         return {"loss": self.loss(self.backbone(images).float(), labels)}
 
     def held_out(self, held: HeldOut, device: torch.device) -> Sums:
@@ -118,9 +118,8 @@ class SceneTasks(Averaged):
             each = _loss(name, found, batch.truth[name])
             if TASKS[name].is_dense and self.config.dense_on_objects:
                 on = batch.truth["patch_object"].to(each.dtype)  # (B, P)
-                terms[name] = (each * on).sum() / on.sum().clamp_min(1)
-            else:
-                terms[name] = each.mean()
+                each = (each * on).sum(1) / on.sum(1).clamp_min(1)  # by image, so that micro-batches add up
+            terms[name] = each.mean()
         weights = {name: DENSE_WEIGHT if TASKS[name].is_dense else 1.0 for name in terms}
         return {"loss": sum(weights[name] * term for name, term in terms.items()), **terms}
 

@@ -15,6 +15,8 @@ from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.export import export_open_clip
 from vitprobe.backbones.open_clip_text import TextTower
 from vitprobe.backbones.open_clip_vit import OpenClipViT
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.labels import class_captions
 from vitprobe.inputs.scene_shapes import BACKGROUNDS
 from vitprobe.inputs.stream import TrainBatch
 from vitprobe.training.config import TrainConfig
@@ -23,8 +25,7 @@ from vitprobe.training.objectives.base import Objective, Sums
 
 MAX_SCALE = 4.605170185988092
 """ln 100, above which CLIP's logit scale is cut (Radford et al., arXiv 2103.00020, section 2.5)."""
-TEMPLATE = "a photo of a {}."
-SCENE_TEMPLATE = "shapes on a {} background"
+SCENE_PROMPT = "shapes on a {} background"
 
 
 class Text(Objective):
@@ -33,6 +34,7 @@ class Text(Objective):
     needs: ClassVar[str] = "captions"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, text: TextTower, *, fresh: bool) -> None:
+        _refuse_other_text(backbone.spec.name, text)
         if fresh:  # no projection into the text tower's space yet
             backbone.reset_head(text.embed_dim, seed=config.seed)
         super().__init__(backbone, config)
@@ -64,9 +66,9 @@ class Text(Objective):
         self.logit_scale.clamp_(0, MAX_SCALE)
 
     def held_out(self, held: HeldOut, device: torch.device) -> Sums:
-        names, template, truth = _zero_shot(held)
+        prompts, truth = _zero_shot(held)
         self.has_labels = truth is not None
-        weights = self._embed([template.format(name) for name in names], device) if names else None
+        weights = self._embed(list(prompts), device) if prompts else None
         right, found, number = 0, 0, 0
         for batch in held.reader:
             images = F.normalize(self.backbone(batch.images.to(device)).float(), dim=-1)
@@ -102,10 +104,18 @@ class Text(Objective):
         return (*lines, "open_clip's own tower is not used; this is a timm tower with a projection as its head.")
 
 
-def _zero_shot(held: HeldOut) -> tuple[tuple[str, ...], str, Tensor | None]:
-    """Return class names, the prompt they go into, and the truth (N,); no names where there are no classes."""
+def _refuse_other_text(name: str, text: TextTower) -> None:
+    """Raise `ArgumentError` for a text tower that reads other tokens than open_clip's own, or gives more than one."""
+    if tokenizer := text.config.get("hf_tokenizer_name"):
+        raise ArgumentError(f"the text tower of {name} reads tokens of {tokenizer}; allowed are those of open_clip's own")
+    if text.config.get("output_tokens"):
+        raise ArgumentError(f"the text tower of {name} is CoCa's, which gives tokens too; allowed is CLIP's")
+
+
+def _zero_shot(held: HeldOut) -> tuple[tuple[str, ...], Tensor | None]:
+    """Return what is said of each class, and the truth (N,); nothing where there are no classes."""
     if "background" in held.truth:
-        return BACKGROUNDS, SCENE_TEMPLATE, held.truth["background"]
+        return tuple(SCENE_PROMPT.format(name) for name in BACKGROUNDS), held.truth["background"]
     if held.labels is None or len(held.class_names) < 2:
-        return (), TEMPLATE, None
-    return tuple(name.replace("_", " ") for name in held.class_names), TEMPLATE, torch.from_numpy(held.labels)
+        return (), None
+    return class_captions(held.class_names), torch.from_numpy(held.labels)
