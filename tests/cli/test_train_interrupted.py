@@ -123,3 +123,16 @@ def test_a_launcher_gives_the_same_answer(tmp_path: Path) -> None:
         assert one["outlier_fraction"] == pytest.approx(two["outlier_fraction"], abs=1e-3)
         assert one["measures"]["accuracy"] == pytest.approx(two["measures"]["accuracy"], abs=0.02)
     assert models(tmp_path / "two").keys() == models(tmp_path / "one").keys()
+
+
+def test_compiled_blocks_are_trained_and_looked_into(tmp_path: Path) -> None:
+    """Compiled code rounds otherwise, so the numbers agree to a tolerance; the recorder still sees every site."""
+    asked = [*TINY, "--steps", "6", "--eval-every", "3", "--optimizer", "sgd", "--json", "--no-control"]
+    found = []
+    for extra in ([], ["--compile"]):
+        process = start([*asked, *extra, "--out", str(tmp_path / f"run{len(extra)}")])
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        found.append(json.loads(out)["variants"][0])
+    assert found[0]["norm"] == pytest.approx(found[1]["norm"], rel=1e-3)
+    assert found[0]["attention"]["registers"] == pytest.approx(found[1]["attention"]["registers"], rel=1e-3)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitprobe import results
-from vitprobe.cli import echo, parse
+from vitprobe.cli import echo, parse, parse_train
 from vitprobe.cli.run_train_compare import finish, look
 from vitprobe.cli.session import slug
 from vitprobe.cli.train_progress import plans, training
@@ -19,12 +19,10 @@ from vitprobe.training.build import build, sizes
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
+from vitprobe.training.groups import parameter_groups
 from vitprobe.training.loop import Stopped, train
 from vitprobe.training.recipes import resolve
 from vitprobe.training.variants import variants
-
-NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}
-"""Options of the command that `TrainConfig` calls otherwise."""
 
 
 def run(
@@ -38,13 +36,13 @@ def run(
 ) -> int:
     """Run ``train-registers``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
     formats = parse.formats(formats)
-    config = _resumed(asked, resume, out) if resume is not None else resolve(_read(asked))
+    config = _resumed(asked, resume, out) if resume is not None else resolve(parse_train.options(asked))
     engine = Engine.open(config)
     with Shards.open(str(engine.device)) as shards:
         size, patch = shards.first_here(lambda: sizes(config))
         data = open_data(config, size, patch)
         config = _with_steps(config, data)
-        _check(config, shards)
+        _check(config, data, asked.get("num_held_out"), shards)
         if dry_run:
             from vitprobe.training.dry import plan
 
@@ -90,28 +88,10 @@ def _train_all(
     return shards.on_main(lambda: ExitCode.PARTIAL if skipped else ExitCode.DONE)
 
 
-def _read(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring the options of the command to the names and types of `TrainConfig`."""
-    given = {NAMES.get(name, name): value for name, value in asked.items() if value is not None and value != []}
-    for name in ("arch_args", "extra"):
-        if name in given:
-            given[name] = parse.pairs(given[name])
-    if "image_size" in given:
-        given["image_size"] = parse.image_size(given["image_size"])
-    if given.get("model") and given.get("arch"):
-        raise ArgumentError(f"got --model {given['model']} and --arch {given['arch']}; give one of them")
-    if given.get("steps") and given.get("epochs"):
-        raise ArgumentError("got --steps and --epochs; give one of them")
-    if given.get("device") not in (None, "auto", "cpu"):
-        raise ArgumentError(f"got device {given['device']!r}; allowed are auto and cpu, and a launcher's for several")
-    lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    return given | lists
-
-
 def _resumed(asked: Mapping[str, Any], resume: Path, out: Path | None) -> TrainConfig:
-    given = [name for name, value in asked.items() if value not in (None, []) and name != "control"]
+    given = [name for name, value in asked.items() if value not in (None, []) and (name, value) != ("control", True)]
     if given or out is not None:
-        extra = f"--{(given or ['out'])[0].replace('_', '-')}"
+        extra = "--no-control" if given == ["control"] else f"--{(given or ['out'])[0].replace('_', '-')}"
         raise ArgumentError(f"got {extra} with --resume, which goes on with the options stored in {resume}")
     return TrainConfig.from_dict(checkpoint.read_options(resume))
 
@@ -124,12 +104,19 @@ def _with_steps(config: TrainConfig, data: Data) -> TrainConfig:
     return replace(config, steps=max(1, math.ceil(config.epochs * len(data.train.items) / config.batch_size)))
 
 
-def _check(config: TrainConfig, shards: Shards) -> None:
+def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Shards) -> None:
+    """Refuse what cannot be trained before anything is written; every variant is built once."""
     micro = config.batch_size // config.accumulation
     if micro % shards.world:
         raise ArgumentError(
             f"got micro-batches of {micro} images for {shards.world} processes; give a --batch-size they can share"
         )
+    if num_held_out is not None and num_held_out > (found := len(data.held)):
+        most = "there are" if config.held_out else "are held out, a fifth of all,"
+        raise ArgumentError(f"got --num-held-out {num_held_out:,}; {found:,} images {most} at most; give fewer")
+    for variant in variants(config):
+        built = build(config, variant, data, shards)
+        parameter_groups(built.backbone, built.objective.heads(), config)
 
 
 def _directory(config: TrainConfig, out: Path | None, resume: Path | None) -> Path:

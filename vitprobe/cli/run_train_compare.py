@@ -19,12 +19,12 @@ from vitprobe.probes.outliers import OutlierRule
 from vitprobe.training.build import Built
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data
-from vitprobe.training.evaluation import RULE, Evaluation
+from vitprobe.training.evaluation import RULE, Evaluation, uncompile
 from vitprobe.training.held_out import Reader
 from vitprobe.training.metrics import read
 
 NUM_MAPS = 6
-"""Held-out images whose attention maps are kept and drawn: the first."""
+"""Held-out images whose attention maps are kept and drawn, spread over the set: it may be sorted by class."""
 
 
 def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dtype | None) -> VariantResult:
@@ -34,8 +34,11 @@ def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dty
     """
     backbone = (built.spare or built.objective).variant()
     shown = built.held_out.reader
-    few = Reader(shown.images, shown.transform, NUM_MAPS, 0, range(min(NUM_MAPS, len(shown.images))))
+    number = len(shown.images)
+    spread = sorted({(2 * i + 1) * number // (2 * NUM_MAPS) for i in range(NUM_MAPS)})
+    few = Reader(shown.images, shown.transform, NUM_MAPS, 0, spread)
     backbone.module.eval()
+    uncompile(backbone.module)
     found = evaluation.norms.summary
     cutoff = found["cutoff"] if found["cutoff"] is not None else 2 * found["norm"]["max"]
     query = None if backbone.layout().cls is not None else "mean"  # else variants would be asked different questions

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from torch import Tensor
 
 from vitprobe.backbones.base import Transform
-from vitprobe.errors import ArgumentError
+from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.augment import (
     Augmentation,
     MultiCrop,
@@ -71,18 +72,44 @@ def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]
         return _open_scenes(config, size, patch)
     if any(name in KINDS for name in config.data):
         raise ArgumentError(f"got --data {', '.join(config.data)}; scenes cannot be mixed with pictures")
-    need = NEEDS[config.objective]
-    named = {"label": config.label, "caption": config.caption, "need": need, "seed": config.seed}
-    train = open_labelled(config.data, limit=config.limit, **named)
+    train = _open(config, config.data, None)
     if config.held_out:
-        held = open_labelled(config.held_out, classes=train.classes or None, **named)
-        if len(held.items) > config.num_held_out:
+        held = _open(config, config.held_out, train.classes or None)
+        if len(held) > config.num_held_out:
             held = held.sample(config.num_held_out, seed=config.seed)
     else:
-        number = min(config.num_held_out, max(2, len(train.items) // 5))
-        train, held = train.split(number, seed=config.seed)
+        train, held = _split(config, train)
     bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=config.seed)
     return Data(held, bank, train)
+
+
+def _open(config: TrainConfig, inputs: tuple[str, ...], classes: tuple[str, ...] | None) -> Labelled:
+    """Open images with what the objective needs, and with labels, which k-NN is measured by, where there are any."""
+    shared = {"limit": config.limit, "seed": config.seed}
+    need = NEEDS[config.objective]
+    told = {"label": config.label, "classes": classes}
+    if need == "labels":
+        return open_labelled(inputs, need=need, **told, **shared)
+    found = open_labelled(inputs, caption=config.caption, need=need, **told, **shared)
+    if found.labels is not None:
+        return found
+    try:
+        labelled = open_labelled(inputs, need="labels", **told, **shared)
+    except InputError:
+        if config.label is not None:
+            raise
+        return found
+    same = list(labelled.items) == list(found.items)
+    return replace(found, labels=labelled.labels, classes=labelled.classes) if same else found
+
+
+def _split(config: TrainConfig, images: Labelled) -> tuple[Labelled, Labelled]:
+    """Hold images out: a share of each class where classes are learned, else any."""
+    number = min(config.num_held_out, max(2, len(images) // 5))
+    if NEEDS[config.objective] == "labels" or len(images) <= number:
+        return images.split(number, seed=config.seed)
+    order = np.random.default_rng((config.seed, len(images))).permutation(len(images))
+    return images.take(np.sort(order[number:])), images.take(np.sort(order[:number]))
 
 
 def _open_scenes(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]) -> Data:

@@ -47,7 +47,7 @@ def evaluate(
     backbone = objective.variant()
     training = objective.training
     objective.eval()
-    compiled = _uncompile(backbone.module)
+    compiled = uncompile(backbone.module)
     try:
         points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
         norms = merge_norms(shards, _measured(objective, held, engine, points)).result(RULE, point=points[-1])
@@ -84,8 +84,10 @@ def _summary(norms: NormStats) -> dict[str, Any]:
 
 
 def _knn(objective: Objective, held: HeldOut, engine: Engine, shards: Shards) -> dict[str, float]:
-    """Compute k-NN accuracy by the features of training images; nothing where there are no two classes of labels."""
-    if held.labels is None or held.bank.images.labels is None or len(np.unique(held.bank.images.labels)) < 2:
+    """Compute k-NN accuracy by the features of training images; nothing where labels are missing, of one class, or
+    of other classes than those held out."""
+    asked, known = held.labels, held.bank.images.labels
+    if asked is None or known is None or len(np.unique(known)) < 2 or not np.isin(asked, known).any():
         return {}
     bank, bank_labels = _features(objective, held.bank, engine, shards)
     queries, labels = _features(objective, held.reader, engine, shards)
@@ -109,7 +111,7 @@ def _added(sums: dict[str, tuple[float, float]], shards: Shards) -> dict[str, tu
     return {name: (sum(p[name][0] for p in parts), sum(p[name][1] for p in parts)) for name in parts[0]}
 
 
-def _uncompile(module: nn.Module) -> list[tuple[nn.Module, Any]]:
+def uncompile(module: nn.Module) -> list[tuple[nn.Module, Any]]:
     """Take compiled calls off while the recorder looks inside; returns what to put back."""
     found = [(part, part._compiled_call_impl) for part in module.modules() if part._compiled_call_impl is not None]
     for part, _ in found:

@@ -1,8 +1,9 @@
 """Give a pretrained backbone registers without labels, after PH-Reg (NeurIPS 2025): it learns its own cleaned features.
 
 A frozen copy sees shifted and flipped views of an image; its patch features, moved back and averaged, are the target.
-An artifact does not move with the image, so the average has less of it. With ``denoise`` off, the target is the frozen
-copy's plain features: the control that tells distillation and denoising apart.
+Where an artifact does not move with the image, the average has less of it, spread over more patches; one that follows
+the content moves too, and stays. With ``denoise`` off, the target is the frozen copy's plain features: the control that
+tells distillation and denoising apart.
 """
 
 import random

@@ -35,6 +35,8 @@ class SelfDistillation(Objective):
     measure = "knn"
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+        if (side := config.option("local_size")) is not None:
+            backbone.layout((side, side) if isinstance(side, int) else tuple(side))  # refuses what no patches fill
         backbone.reset_head(0)
         super().__init__(backbone, config)
         self.followed = copy_of(backbone)

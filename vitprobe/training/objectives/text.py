@@ -15,7 +15,7 @@ from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.export import export_open_clip
 from vitprobe.backbones.open_clip_text import TextTower
 from vitprobe.backbones.open_clip_vit import OpenClipViT
-from vitprobe.errors import ArgumentError
+from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.labels import class_captions
 from vitprobe.inputs.scene_shapes import BACKGROUNDS
 from vitprobe.inputs.stream import TrainBatch
@@ -107,7 +107,9 @@ class Text(Objective):
 def _refuse_other_text(name: str, text: TextTower) -> None:
     """Raise `ArgumentError` for a text tower that reads other tokens than open_clip's own, or gives more than one."""
     if tokenizer := text.config.get("hf_tokenizer_name"):
-        raise ArgumentError(f"the text tower of {name} reads tokens of {tokenizer}; allowed are those of open_clip's own")
+        raise ArgumentError(
+            f"the text tower of {name} reads tokens of {tokenizer}; allowed are those of open_clip's own"
+        )
     if text.config.get("output_tokens"):
         raise ArgumentError(f"the text tower of {name} is CoCa's, which gives tokens too; allowed is CLIP's")
 
@@ -118,4 +120,7 @@ def _zero_shot(held: HeldOut) -> tuple[tuple[str, ...], Tensor | None]:
         return tuple(SCENE_PROMPT.format(name) for name in BACKGROUNDS), held.truth["background"]
     if held.labels is None or len(held.class_names) < 2:
         return (), None
-    return class_captions(held.class_names), torch.from_numpy(held.labels)
+    try:
+        return class_captions(held.class_names), torch.from_numpy(held.labels)
+    except InputError:  # classes that are numbers only
+        return (), None
