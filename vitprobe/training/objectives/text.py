@@ -1,6 +1,7 @@
 """Train with captions, as OpenCLIP does: an image and its caption agree, other captions of the batch do not."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,6 +26,8 @@ from vitprobe.training.objectives.base import Objective, Sums
 
 MAX_SCALE = 4.605170185988092
 """ln 100, above which CLIP's logit scale is cut (Radford et al., arXiv 2103.00020, section 2.5)."""
+FEW_TEXTS = 64
+"""Texts that are embedded at a time in evaluation."""
 SCENE_PROMPT = "shapes on a {} background"
 
 
@@ -66,25 +69,30 @@ class Text(Objective):
         self.logit_scale.clamp_(0, MAX_SCALE)
 
     def held_out(self, held: HeldOut, device: torch.device) -> Sums:
+        """Sum zero-shot hits, and how often an image's own caption is nearest among all different held-out captions."""
         prompts, truth = _zero_shot(held)
         self.has_labels = truth is not None
-        weights = self._embed(list(prompts), device) if prompts else None
+        weights = self._embed(prompts, device) if prompts else None
+        texts = list(dict.fromkeys(held.captions or ()))
+        candidates = self._embed(texts, device) if texts else None
         right, found, number = 0, 0, 0
         for batch in held.reader:
             images = F.normalize(self.backbone(batch.images.to(device)).float(), dim=-1)
             chosen = list(batch.indices)
             if weights is not None:
                 right += int(((images @ weights.T).argmax(1).cpu() == truth[chosen]).sum())
-            if held.captions is not None:
-                captions = [held.captions[i] for i in chosen]
-                nearest = (images @ self._embed(captions, device).T).argmax(1).tolist()
-                found += sum(captions[j] == captions[i] for i, j in enumerate(nearest))
+            if candidates is not None:
+                nearest = (images @ candidates.T).argmax(1).tolist()
+                found += sum(texts[near] == held.captions[i] for near, i in zip(nearest, chosen, strict=True))
             number += len(chosen)
         sums = {"zero_shot_accuracy": (right, number)} if weights is not None else {}
-        return sums | ({"retrieval": (found, number)} if held.captions is not None else {})
+        return sums | ({"retrieval": (found, number)} if candidates is not None else {})
 
-    def _embed(self, texts: list[str], device: torch.device) -> Tensor:
-        return F.normalize(self.text_tower(self.text.tokenize(tuple(texts)).to(device)).float(), dim=-1)
+    def _embed(self, texts: Sequence[str], device: torch.device) -> Tensor:
+        """Embed texts, a few at a time: (N, embed_dim), of length 1."""
+        parts = [tuple(texts[i : i + FEW_TEXTS]) for i in range(0, len(texts), FEW_TEXTS)]
+        found = [self.text_tower(self.text.tokenize(part).to(device)).float() for part in parts]
+        return F.normalize(torch.cat(found), dim=-1)
 
     def export_beside(self, folder: Path) -> tuple[str, ...]:
         state = {name: t.detach().float().cpu().contiguous() for name, t in self.text_tower.state_dict().items()}
