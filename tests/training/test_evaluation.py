@@ -26,9 +26,7 @@ ASKED = {
 
 
 def looked(built: Built, **kwargs: object) -> Evaluation:
-    return evaluate(
-        built.objective, built.held_out, Engine.open(built.objective.config), Shards.alone("cpu"), **kwargs
-    )
+    return evaluate(built.objective, built.held_out, Engine.open(built.objective.config), Shards.alone("cpu"), **kwargs)
 
 
 def stirred(built: Built, stir: Callable) -> Built:
@@ -137,7 +135,9 @@ def test_a_failure_leaves_the_mode_as_it_was(
     assert built.objective.training
 
 
-@pytest.mark.parametrize(("name", "verdict", "low", "high"), [("organism", "artifacts", 0.005, 0.3), ("organism-clean", "none", 0.0, 0.0)])
+@pytest.mark.parametrize(
+    ("name", "verdict", "low", "high"), [("organism", "artifacts", 0.005, 0.3), ("organism-clean", "none", 0.0, 0.0)]
+)
 def test_planted_artifacts_are_found_during_training(
     name: str, verdict: str, low: float, high: float, tmp_path: Path, make_config: Callable, run_small: Callable
 ) -> None:

@@ -89,7 +89,11 @@ def test_layer_scale_stands_apart_so_that_lamb_does_not_starve_it(make_tiny: Cal
             p.copy_(torch.full_like(p, 1e-4) if n.endswith("gamma") else p)
             p.grad = torch.ones_like(p)
     optimizer.step()
-    moved = {n: float((p.detach() - before[n]).abs().mean()) for n, p in backbone.module.named_parameters() if not n.endswith("gamma")}
+    moved = {
+        n: float((p.detach() - before[n]).abs().mean())
+        for n, p in backbone.module.named_parameters()
+        if not n.endswith("gamma")
+    }
     gammas = [p for n, p in backbone.module.named_parameters() if n.endswith("gamma")]
     assert all(torch.allclose(p, torch.full_like(p, 1e-4 - 0.01), atol=1e-5) for p in gammas)
     weight = before["blocks.0.attn.qkv.weight"]

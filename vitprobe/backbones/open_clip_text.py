@@ -32,6 +32,11 @@ class TextTower:
     """The whole model's config, where the tower came with one."""
     preprocess: Mapping[str, Any] | None = None
 
+    @property
+    def quick_gelu(self) -> bool:
+        """Whether the tower uses OpenAI's faster GELU."""
+        return any(bool((said or {}).get("quick_gelu")) for said in (self.model_cfg, self.preprocess))
+
     def tokenize(self, captions: tuple[str, ...]) -> Tensor:
         """Return open_clip's token numbers of captions, (B, context length) int64; long captions are cut."""
         return _tokenizer(int(self.config.get("context_length", 77)))(list(captions))

@@ -21,6 +21,7 @@ from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
 from vitprobe.training.groups import parameter_groups
 from vitprobe.training.loop import Stopped, train
+from vitprobe.training.metrics import writer
 from vitprobe.training.recipes import resolve
 from vitprobe.training.variants import variants
 
@@ -37,6 +38,7 @@ def run(
     """Run ``train-registers``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
     formats = parse.formats(formats)
     config = _resumed(asked, resume, out) if resume is not None else resolve(parse_train.options(asked))
+    _refuse_used(out)
     engine = Engine.open(config)
     with Shards.open(str(engine.device)) as shards:
         size, patch = shards.first_here(lambda: sizes(config))
@@ -114,6 +116,8 @@ def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Sh
     if num_held_out is not None and num_held_out > (found := len(data.held)):
         most = "there are" if config.held_out else "are held out, a fifth of all,"
         raise ArgumentError(f"got --num-held-out {num_held_out:,}; {found:,} images {most} at most; give fewer")
+    if config.tensorboard:
+        writer()
     for variant in variants(config):
         built = build(config, variant, data, shards)
         parameter_groups(built.backbone, built.objective.heads(), config)
@@ -125,11 +129,15 @@ def _directory(config: TrainConfig, out: Path | None, resume: Path | None) -> Pa
         return resume
     name = slug(config.model or config.arch)[:80]
     directory = out or Path("runs") / "train-registers" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        hint = f"--resume {directory}" if (directory / "run.json").exists() else "--out a new or empty folder"
-        raise ArgumentError(f"{directory} exists and is not empty; give {hint}")
+    _refuse_used(directory)
     _write_options(directory, config)
     return directory
+
+
+def _refuse_used(directory: Path | None) -> None:
+    if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        hint = f"--resume {directory}" if (directory / "run.json").exists() else "--out a new or empty folder"
+        raise ArgumentError(f"{directory} exists and is not empty; give {hint}")
 
 
 def _write_options(directory: Path, config: TrainConfig) -> None:

@@ -50,6 +50,7 @@ def train_registers(
     ] = None,
     held_out: Annotated[list[str] | None, _option(LEARN, "Held-out images; default: split off --data.")] = None,
     num_held_out: Annotated[int | None, _option(LEARN, "How many of them. Default 512.")] = None,
+    num_bank: Annotated[int | None, _option(LEARN, "Training images that vote in k-NN. Default 2000.")] = None,
     label: Annotated[str | None, _option(LEARN, "Parquet column or WebDataset key of the labels.")] = None,
     caption: Annotated[
         str | None, _option(LEARN, "Column or key of the captions; 'class' makes them from class names.")

@@ -57,16 +57,21 @@ def make_backbone(config: TrainConfig) -> Backbone:
     if config.model is None:
         if config.objective == "retrofit":
             raise ArgumentError("retrofit needs a pretrained --model; a model from scratch has nothing to teach")
-        return create(config.arch, image_size=config.image_size, seed=config.seed, overrides=_overrides(config))
+        size, overrides = config.image_size, _overrides(config)
+        backbone = create(config.arch, image_size=size, seed=config.seed, overrides=overrides)
+    else:
+        backbone = _load(config)
+    if number := backbone.spec.num_registers:
+        name = config.model or config.arch
+        raise ArgumentError(f"{name} has {number} registers already; give a model without any")
+    return backbone
+
+
+def _load(config: TrainConfig) -> Backbone:
     if config.arch_args or config.layer_scale is not None:
         raise ArgumentError(f"{config.model} has its parts already; --arch-arg and --layer-scale go with --arch")
-    backbone = backbones.load(
-        config.model, weights=config.weights, image_size=config.image_size, seed=config.seed, device="cpu"
-    )
-    if backbone.spec.num_registers:
-        raise ArgumentError(
-            f"{config.model} has {backbone.spec.num_registers} registers already; give a model without any"
-        )
+    size, seed = config.image_size, config.seed
+    backbone = backbones.load(config.model, weights=config.weights, image_size=size, seed=seed, device="cpu")
     _regularise(backbone, config)
     return backbone
 

@@ -20,7 +20,7 @@ class Metrics:
         kept = [record for record in read(folder) if record["step"] <= start and start > 0]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file: TextIO = self.path.open("a", encoding="utf-8")
-        self._board = _board(folder) if tensorboard else None
+        self._board = writer()(str(folder / "tensorboard")) if tensorboard else None
 
     def add(self, step: int, **values: Any) -> None:
         """Write one record; what is not finite becomes null."""
@@ -73,11 +73,12 @@ def _scalars(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
-def _board(folder: Path) -> Any:
+def writer() -> Any:
+    """Return what writes TensorBoard's files, given a folder. Raises `ArgumentError` where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ArgumentError(
             "--tensorboard needs the package tensorboard; install it, or leave the option out"
         ) from error
-    return SummaryWriter(str(folder / "tensorboard"))
+    return SummaryWriter

@@ -21,7 +21,7 @@ from vitprobe.training.variants import Variant
 
 
 def moved_back(backbone: object, image: Tensor, views: list[tuple[int, int, bool]]) -> np.ndarray:
-    """Average what each patch of one image is said to be over the views that show it, patch by patch: (rows, cols, D)."""
+    """Average what each patch of one image is said to be over the views that show it: (rows, cols, D)."""
     (height, width), rows, cols = image.shape[1:], *backbone.layout().grid
     step = height // rows
     total, seen = np.zeros((rows, cols, backbone.width)), np.zeros((rows, cols, 1))

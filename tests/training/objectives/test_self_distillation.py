@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,7 +111,9 @@ def test_losses_with_centres(number: int, make: Callable, make_batch: Callable, 
         taught, said = np.split(found["taught"], 2), np.split(found["said"], 4)
         assert terms["cls"] == pytest.approx(cls_by_hand(taught, said, centres[0], temperature), rel=1e-4)
         patches = found["taught_patches"], found["said_patches"]
-        assert terms["patch"] == pytest.approx(patch_by_hand(*patches, masks.numpy(), centres[1], temperature), rel=1e-4)
+        assert terms["patch"] == pytest.approx(
+            patch_by_hand(*patches, masks.numpy(), centres[1], temperature), rel=1e-4
+        )
         koleo = sum(koleo_by_hand(half) for half in np.split(found["cls"], 2))
         assert terms["koleo"] == pytest.approx(koleo, rel=1e-3)
         assert terms["loss"] == pytest.approx(terms["cls"] + terms["patch"] + 0.1 * terms["koleo"], rel=1e-5)
@@ -131,7 +134,7 @@ def test_losses_are_taken_in_float32_under_autocast(make: Callable, make_batch: 
 
 
 def test_the_teacher_is_an_average_of_students(make: Callable, make_config: Callable, open_engine: Callable) -> None:
-    """theta_t <- m theta_t + (1 - m) theta_s, with m rising from 0.9 to 1 along a cosine, over tower and heads alike."""
+    """theta_t <- m theta_t + (1 - m) theta_s, m rising from 0.9 to 1 along a cosine, over tower and heads alike."""
     built = make(2, teacher_momentum=(0.9, 1.0), config={"lr": 3e-3, "steps": 4, "drop_path": 0.2, "dropout": 0.2})
     made, config = built.objective, built.objective.config
     pairs = {"teacher": "tower", "teacher_cls_head": "cls_head", "teacher_patch_head": "patch_head"}
@@ -179,7 +182,7 @@ def test_masks_cover_the_shares_that_are_asked_for(low: float, high: float, shar
     assert some.max() <= high + 1 / 64 and some.min() >= 1 / 64
     assert some.mean() == pytest.approx((max(low, 1.5 / 64) + high) / 2, abs=0.04)
     places = masks.float().mean((0, 1))
-    assert 0 < places.min() and places.max() < 2.5 * places.mean()  # blocks cover the middle more often
+    assert places.min() > 0 and places.max() < 2.5 * places.mean()  # blocks cover the middle more often
 
 
 def test_nothing_masked_leaves_a_loss_that_is_finite(make: Callable, make_batch: Callable) -> None:
@@ -224,7 +227,7 @@ def test_last_layers_wait_for_as_many_steps_as_asked(make: Callable, open_engine
     weights = [made.cls_head.last_layer.weight_v.detach().clone()]
     for _ in stepper.steps(built.stream.batches(0, 4), 0):
         weights.append(made.cls_head.last_layer.weight_v.detach().clone())
-    assert [torch.equal(a, b) for a, b in zip(weights, weights[1:], strict=False)] == [True, True, False, False]
+    assert [torch.equal(a, b) for a, b in pairwise(weights)] == [True, True, False, False]
 
 
 def test_the_temperature_rises_and_stays(make: Callable) -> None:

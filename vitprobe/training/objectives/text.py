@@ -99,7 +99,11 @@ class Text(Objective):
         state = {name: t for name, t in state.items() if name != "attn_mask"}
         scale = self.logit_scale.detach().float().cpu().squeeze()
         save_file({**state, "logit_scale": scale}, folder / "text.safetensors")
-        body = {"embed_dim": self.text.embed_dim, "text_cfg": dict(self.text.config)}
+        body = {
+            "embed_dim": self.text.embed_dim,
+            "quick_gelu": self.text.quick_gelu,
+            "text_cfg": dict(self.text.config),
+        }
         (folder / "text_config.json").write_text(json.dumps(body, indent=2) + "\n")
         lines = ["`text.safetensors` and `text_config.json` hold the text tower, in open_clip's names."]
         if isinstance(self.backbone, OpenClipViT) and self.text.model_cfg is not None:
