@@ -200,6 +200,17 @@ def test_every_objective_and_recipe_from_the_command_line(
         assert losses and all(np.isfinite(losses))
 
 
+def test_pictures_without_labels_need_none_for_self_distillation(run: Run, pictures: Path, tmp_path: Path) -> None:
+    """One class alone says nothing: they are trained on all the same, and there is no k-NN."""
+    extra = ["--objective", "self-distillation", "--objective-arg", "num_prototypes=16", "--steps", "1", "--no-control"]
+    code, said, err = run(
+        "train-registers", "--data", pictures / "red", *TINY, *extra, "--json", "--out", tmp_path / "o"
+    )
+    assert (code, err) == (0, "")
+    (row,) = json.loads(said)["variants"]
+    assert "knn" not in row["measures"]
+
+
 def test_scenes_with_a_bank_of_any_size(run: Run, tmp_path: Path) -> None:
     sizes = ["--num-held-out", "8", "--num-bank", "16", "--no-control"]
     code, said, err = run("train-registers", *TINY, *sizes, "--json", "--out", tmp_path / "out")

@@ -29,7 +29,9 @@ CASES: dict[str, dict[str, Any]] = {
     "averaged": {"ema": 0.9, "arch_args": {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2.0}},
     "text": {"objective": "text"},
     "text of open_clip": {"objective": "text", "model": CLIP},
+    "tasks of open_clip": {"model": CLIP, "tasks": ("count",)},
     "self-distillation": {"objective": "self-distillation"},
+    "self-distillation of open_clip": {"objective": "self-distillation", "model": CLIP},
     "retrofit": {"objective": "retrofit"},
 }
 OPENED = """

@@ -10,6 +10,8 @@ from vitprobe.training.config import EXTRA
 
 NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}
 """Options of the command that `TrainConfig` calls otherwise."""
+RECIPE_FOR = {"clip": "text", "dinov2": "self-distillation", "ph-reg": "retrofit"}
+"""Recipes of one objective alone."""
 LEAST = {"num_prototypes": 2, "context_length": 3, "num_views": 1, "local_size": 1}
 LEAST |= dict.fromkeys(("text_width", "text_layers", "text_heads", "embed_dim"), 1)
 LEAST |= dict.fromkeys(("teacher_temperature", "student_temperature"), 1e-3)
@@ -33,6 +35,11 @@ def options(asked: Mapping[str, Any]) -> dict[str, Any]:
         raise ArgumentError(f"got --model {given['model']} and --arch {given['arch']}; give one of them")
     if given.get("steps") and given.get("epochs"):
         raise ArgumentError("got --steps and --epochs; give one of them")
+    wanted = RECIPE_FOR.get(given.get("recipe", ""))
+    if wanted and given.setdefault("objective", wanted) != wanted:
+        raise ArgumentError(
+            f"got --objective {given['objective']}; the recipe {given['recipe']} is for --objective {wanted}"
+        )
     if given.get("device") not in (None, "auto", "cpu"):
         raise ArgumentError(f"got device {given['device']!r}; allowed are auto and cpu, and a launcher's for several")
     _refuse_infinite({f"--{name.replace('_', '-')}": value for name, value in given.items()})

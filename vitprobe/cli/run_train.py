@@ -38,7 +38,8 @@ def run(
     """Run ``train-registers``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
     formats = parse.formats(formats)
     config = _resumed(asked, resume, out) if resume is not None else resolve(parse_train.options(asked))
-    _refuse_used(out)
+    if not dry_run:
+        _refuse_used(out)
     engine = Engine.open(config)
     with Shards.open(str(engine.device)) as shards:
         size, patch = shards.first_here(lambda: sizes(config))

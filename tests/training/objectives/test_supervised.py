@@ -112,6 +112,16 @@ def test_learning_raises_accuracy(
     assert look.summary["knn"] > 0.9
 
 
+@pytest.mark.parametrize("number", [0, 2])
+def test_a_head_that_was_just_drawn_is_trained_whatever_is_frozen(
+    number: int, two_classes: Path, make_config: Callable, make_built: Callable
+) -> None:
+    """Frozen, it would stay noise: with registers alone, the control without them learns its head."""
+    made = make_built(make_config(data=(str(two_classes),), trainable=("registers",)), Variant(number)).objective
+    trained = {name for name, p in made.tower.named_parameters() if p.requires_grad}
+    assert trained == {"head.weight", "head.bias"} | ({"reg_token"} if number else set())
+
+
 def test_accuracy_is_the_share_of_right_answers(two_classes: Path, make_config: Callable, make_built: Callable) -> None:
     config = make_config(data=(str(two_classes),), ema=0.5)
     built = make_built(config)

@@ -108,6 +108,17 @@ def test_zero_shot_accuracy_of_planted_embeddings(make_config: Callable, make_bu
     assert perfect == {"zero_shot_accuracy": (8, 8), "retrieval": (8, 8)}
 
 
+def test_classes_that_are_numbers_ask_for_no_zero_shot_accuracy(make_config: Callable, make_built: Callable) -> None:
+    """Captions of their own beside labels without names: nothing can be said of a class 7."""
+    made = make_built(make_config(objective="text")).objective
+    made.text_tower = Planted(made.text.tokenize, {"a": torch.eye(2)[0], "b": torch.eye(2)[1]})
+    labels = np.array([0, 1, 1])
+    made.backbone = lambda numbers: torch.eye(2)[labels[numbers.long().flatten()]]
+    held = planted_held_out(labels, ("3", "7"), ["a", "b", "b"])
+    assert made.held_out(held, CPU) == {"retrieval": (3, 3)}
+    assert made.measure == "retrieval"
+
+
 def test_captions_are_found_again(make_config: Callable, make_built: Callable) -> None:
     """Among those of a batch of four; a caption that is said twice counts as found by either image."""
     made = make_built(make_config(objective="text")).objective
