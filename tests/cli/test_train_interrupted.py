@@ -15,17 +15,16 @@ import pytest
 from PIL import Image
 
 COMMAND = [sys.executable, "-m", "vitprobe", "train-registers"]
-TINY = "--arch-arg depth=2 --arch-arg embed_dim=32 --arch-arg num_heads=2 --batch-size 8 --num-held-out 8".split()
-TINY += "--device cpu --format none --seed 3".split()
+SHAPE = ("depth=2", "embed_dim=32", "num_heads=2")
+TINY = [word for pair in SHAPE for word in ("--arch-arg", pair)]
+TINY += ["--batch-size", "8", "--num-held-out", "8", "--device", "cpu", "--format", "none", "--seed", "3"]
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 pytestmark = pytest.mark.slow
 
 
 def start(arguments: Sequence[str], **kwargs: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs
-    )
+    return subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **kwargs)
 
 
 def wait_for(path: Path, lines: int, process: subprocess.Popen) -> None:
@@ -78,21 +77,71 @@ def test_interrupted_it_writes_a_checkpoint_and_goes_on(number: signal.Signals, 
 
 
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_whole(tmp_path: Path) -> None:
-    """No file may grow over 300 kB: the first checkpoint's training state does not fit."""
+    """A run goes on where no file may grow over 300 kB: its next checkpoint's training state does not fit."""
 
     def limit() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    asked = [*TINY, "--arch-arg", "embed_dim=64", "--steps", "6", "--eval-every", "3"]
-    process = start([*asked, "--out", str(tmp_path / "run")], preexec_fn=limit)
+    asked = [*TINY, "--arch-arg", "embed_dim=64", "--steps", "5000", "--eval-every", "20"]
+    first = start([*asked, "--out", str(tmp_path / "run")])
+    wait_for(tmp_path / "run" / "reg0" / "last" / "checkpoint.json", 1, first)
+    first.send_signal(signal.SIGTERM)
+    first.communicate()
+    before = models(tmp_path / "run")
+    process = start(["--resume", str(tmp_path / "run")], preexec_fn=limit)
     out, err = process.communicate()
     assert process.returncode == 2, err
     assert out == ""
     assert err.startswith("vitprobe: cannot write a checkpoint to ")
     assert err.count("\n") == 1
-    assert not (tmp_path / "run" / "reg0" / "last").exists()
+    assert "is whole in" in err
+    assert models(tmp_path / "run") == before
     assert not list((tmp_path / "run" / "reg0").glob(".writing*"))
+
+
+def test_a_group_that_is_told_to_end_writes_a_checkpoint(tmp_path: Path) -> None:
+    """As schedulers do it: the workers that read images get the signal too."""
+    folder = photos(tmp_path / "photos", 60)
+    asked = [*TINY, "--data", str(folder), "--steps", "5000", "--eval-every", "1000", "--workers", "2"]
+    process = start([*asked, "--out", str(tmp_path / "run")], start_new_session=True)
+    wait_for(tmp_path / "run" / "reg0" / "metrics.jsonl", 3, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert err.count("\n") == 1, err
+    assert (tmp_path / "run" / "reg0" / "last" / "checkpoint.json").exists()
+    next((folder / "class0").iterdir()).unlink()
+    again = start(["--resume", str(tmp_path / "run")])
+    assert "have changed since it began" in again.communicate()[1]
+    assert again.returncode == 2
+
+
+FAILING = """
+import sys
+from vitprobe.errors import InputError
+from vitprobe.training.step import Stepper
+import os
+take = Stepper.take
+def fails(self, batches, step):
+    if step == 5 and os.environ["RANK"] == "1":
+        raise InputError("photo.jpg is gone")
+    return take(self, batches, step)
+Stepper.take = fails
+from vitprobe.cli import main
+main()
+"""
+
+
+def test_an_error_in_one_process_ends_all(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text(FAILING)
+    asked = [*TINY, "--steps", "50", "--eval-every", "3", "--out", str(tmp_path / "run")]
+    command = [*LAUNCHER, str(tmp_path / "fails.py"), "train-registers", *asked]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count("vitprobe: ") == 1, done.stderr
+    assert "photo.jpg is gone" in done.stderr
+    assert json.loads((tmp_path / "run" / "reg0" / "last" / "checkpoint.json").read_text())["step"] == 3
 
 
 def test_a_file_that_vanishes_ends_in_one_line(tmp_path: Path) -> None:
@@ -114,7 +163,9 @@ def test_a_launcher_gives_the_same_answer(tmp_path: Path) -> None:
     asked = [*TINY, "--steps", "20", "--eval-every", "10", "--optimizer", "sgd", "--json"]
     single = start([*asked, "--out", str(tmp_path / "one")])
     alone = json.loads(single.communicate()[0])
-    command = [*LAUNCHER, "-m", "vitprobe", "train-registers", *asked, "--out", str(tmp_path / "two")]
+    device = asked.index("--device")  # left out: on a machine without a GPU the processes must join all the same
+    command = [*LAUNCHER, "-m", "vitprobe", "train-registers", *asked[:device], *asked[device + 2 :]]
+    command += ["--out", str(tmp_path / "two")]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     both = json.loads(done.stdout)

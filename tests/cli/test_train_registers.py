@@ -181,8 +181,8 @@ def test_an_unreadable_picture_is_named_and_the_exit_code_is_1(run: Run, picture
         ["--objective", "text", "--caption", "class", "--objective-arg", "text_layers=1"],
         ["--objective", "self-distillation", "--objective-arg", "num_prototypes=16"],
         ["--objective", "retrofit", "--model", "organism", "--image-size", "64", "--objective-arg", "num_views=2"],
-        ["--recipe", "deit3", "--arch", "scenes-tiny", "--layer-scale", "1e-4"],
-        ["--recipe", "vit", "--arch", "scenes-tiny", "--precision", "bfloat16"],
+        pytest.param(["--recipe", "deit3", "--arch", "scenes-tiny", "--layer-scale", "1e-4"], marks=pytest.mark.slow),
+        pytest.param(["--recipe", "vit", "--arch", "scenes-tiny", "--precision", "bfloat16"], marks=pytest.mark.slow),
     ],
 )
 def test_every_objective_and_recipe_from_the_command_line(

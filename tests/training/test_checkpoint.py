@@ -47,6 +47,7 @@ def test_an_end_between_the_two_moves_is_made_good(tmp_path: Path) -> None:
     write(tmp_path, 3)
     os.replace(tmp_path / "last", tmp_path / ".previous")
     (tmp_path / ".writing").mkdir()
+    checkpoint.recover(tmp_path)
     assert checkpoint.read(tmp_path).step == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last"]
 
@@ -83,7 +84,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_options_of_no_run_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no run"):
-        checkpoint.read_options(tmp_path)
+        checkpoint.read_run(tmp_path)
 
 
 LOOP = """
@@ -110,6 +111,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_left(tmp_path: Path) -> None
         done = int((first + process.stdout.read()).split()[-1])
         process.wait()
         process.stdout.close()
+        checkpoint.recover(folder)
         saved = checkpoint.read(folder)
         assert saved is not None
         assert saved.step in (done, done + 1)

@@ -7,7 +7,7 @@ import pytest
 from vitprobe.errors import ArgumentError
 from vitprobe.results import to_json
 from vitprobe.training.config import EXTRA, OBJECTIVES, TrainConfig
-from vitprobe.training.recipes import BY_OBJECTIVE, RECIPES, resolve
+from vitprobe.training.recipes import BY_OBJECTIVE, RECIPES, refuse_unread, resolve, with_steps
 from vitprobe.training.variants import Variant, variants
 
 
@@ -41,10 +41,36 @@ def test_what_is_given_wins() -> None:
 
 
 def test_a_recipes_rate_follows_the_batch() -> None:
-    assert resolve({"recipe": "deit3", "batch_size": 512}).lr == pytest.approx(3e-3 / 4)
+    assert resolve({"recipe": "deit3", "batch_size": 512}).lr == 3e-3  # its code does not scale it
     dino = {"recipe": "dinov2", "objective": "self-distillation", "batch_size": 256}
     assert resolve(dino).lr == pytest.approx(2e-3)
-    assert resolve({"recipe": "deit3", "batch_size": 512, "lr": 1e-3}).lr == 1e-3
+    assert resolve({**dino, "lr": 1e-3}).lr == 1e-3
+
+
+def test_epochs_become_steps_and_a_recipes_warm_up_is_capped() -> None:
+    config = with_steps(resolve({"recipe": "deit3", "batch_size": 50, "epochs": 2.0}), 1001, warmup_given=False)
+    assert (config.steps, config.warmup) == (41, 4)
+    assert with_steps(resolve({"steps": 50, "warmup": 20}), None, warmup_given=True).warmup == 20
+    with pytest.raises(ArgumentError, match="--warmup 50 for 50 steps"):
+        with_steps(resolve({"steps": 50, "warmup": 50}), None, warmup_given=True)
+    with pytest.raises(ArgumentError, match="give --steps"):
+        with_steps(resolve({"epochs": 2.0}), None, warmup_given=False)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"objective": "text", "ema": 0.9}, "--ema, which text does not read"),
+        ({"mixup": 0.5}, "--mixup, which is not for scenes"),
+        ({"data": ("photos",), "tasks": ("count",)}, "--task, which is for scenes alone"),
+        ({"objective": "retrofit", "model": "organism", "drop_path": 0.1}, "--drop-path"),
+    ],
+)
+def test_options_that_nobody_would_read_are_refused(asked: dict, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        refuse_unread(asked, resolve(asked))
+    refuse_unread({"ema": 0.9}, resolve({"ema": 0.9}))
+    refuse_unread({"mixup": 0.5}, resolve({"mixup": 0.5, "data": ("photos",)}))
 
 
 @pytest.mark.parametrize(

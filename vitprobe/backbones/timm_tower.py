@@ -158,7 +158,7 @@ class TimmTower(Backbone):
         if module.pos_embed is not None and not module.no_embed_class and module.cls_token is not None:
             first, patches = module.pos_embed.split([1, module.pos_embed.shape[1] - 1], dim=1)
             module.cls_token.add_(first)
-            module.pos_embed = nn.Parameter(patches.clone(), requires_grad=module.pos_embed.requires_grad)
+            module.pos_embed = nn.Parameter(patches.contiguous(), requires_grad=module.pos_embed.requires_grad)
         module.no_embed_class = True
         module.reg_token = nn.Parameter(values.to(next(module.blocks.parameters())).unsqueeze(0))  # (1, R, D)
         module.num_reg_tokens = len(values)  # VisionTransformer's; an Eva says it by the parameter alone

@@ -1,12 +1,15 @@
 """Read the options of ``train-registers``: names, types and ranges, one line where a value is not allowed."""
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
+from vitprobe.backbones.zoo import ALIASES, ORGANISMS
 from vitprobe.cli import parse
 from vitprobe.errors import ArgumentError
 from vitprobe.training.config import EXTRA
+from vitprobe.training.data import KINDS
 
 NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}
 """Options of the command that `TrainConfig` calls otherwise."""
@@ -44,8 +47,21 @@ def options(asked: Mapping[str, Any]) -> dict[str, Any]:
         raise ArgumentError(f"got device {given['device']!r}; allowed are auto and cpu, and a launcher's for several")
     _refuse_infinite({f"--{name.replace('_', '-')}": value for name, value in given.items()})
     _check_extra(EXTRA.get(given.get("objective", "supervised"), {}), given.get("extra", {}))
+    for name in ("data", "held_out"):
+        if name in given:
+            given[name] = [_lasting(text) for text in given[name]]
+    if given.get("weights"):
+        given["weights"] = _lasting(given["weights"])
+    if given.get("model") and given["model"] not in (*ALIASES, *ORGANISMS):
+        given["model"] = _lasting(given["model"])
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return given | lists
+
+
+def _lasting(text: str) -> str:
+    """Return a path, or a pattern of paths, so that a run resumed from another folder finds the same; else the text."""
+    is_path = text not in KINDS and ("*" in text or "{" in text or os.path.exists(text))
+    return os.path.abspath(text) if is_path else text
 
 
 def _refuse_infinite(values: Mapping[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The body of ``vitprobe train-registers``: resolve, train each variant, compare, echo."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -8,21 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from vitprobe import results
+from vitprobe.backbones.base import ModelSpec, digest_module
 from vitprobe.cli import echo, parse, parse_train
 from vitprobe.cli.run_train_compare import finish, look
 from vitprobe.cli.session import slug
 from vitprobe.cli.train_progress import plans, training
-from vitprobe.errors import ArgumentError, ExitCode
+from vitprobe.errors import ArgumentError, ExitCode, VitprobeError
 from vitprobe.probes.shards import Shards
 from vitprobe.training import checkpoint
-from vitprobe.training.build import build, sizes
+from vitprobe.training.build import Built, build, sizes
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
 from vitprobe.training.groups import parameter_groups
 from vitprobe.training.loop import Stopped, train
 from vitprobe.training.metrics import writer
-from vitprobe.training.recipes import resolve
+from vitprobe.training.recipes import refuse_unread, resolve, with_steps
 from vitprobe.training.variants import variants
 
 
@@ -37,14 +37,20 @@ def run(
 ) -> int:
     """Run ``train-registers``; returns the exit code. Raises a `VitprobeError` where nothing could be done."""
     formats = parse.formats(formats)
-    config = _resumed(asked, resume, out) if resume is not None else resolve(parse_train.options(asked))
+    given = parse_train.options(asked) if resume is None else {}
+    config = _resumed(asked, resume, out) if resume is not None else resolve(given)
+    refuse_unread(given, config)
     if not dry_run:
         _refuse_used(out)
     engine = Engine.open(config)
     with Shards.open(str(engine.device)) as shards:
+        if engine.world != shards.world:
+            raise VitprobeError(f"{shards.world} processes were started and {engine.world} joined; try --device cpu")
         size, patch = shards.first_here(lambda: sizes(config))
-        data = open_data(config, size, patch)
-        config = _with_steps(config, data)
+        data = shards.first_here(lambda: open_data(config, size, patch))
+        if resume is None:
+            number = None if data.train is None else len(data.train)
+            config = with_steps(config, number, warmup_given="warmup" in given)
         _check(config, data, asked.get("num_held_out"), shards)
         if dry_run:
             from vitprobe.training.dry import plan
@@ -53,7 +59,7 @@ def run(
                 found = [plan(config, one, data, shards) for one in variants(config)]
                 plans(found, config.as_dict(), as_json=as_json)
             return ExitCode.DONE
-        directory = shards.on_main(lambda: _directory(config, out, resume))
+        directory = shards.on_main(lambda: _directory(config, data, out, resume))
         try:
             return _train_all(config, data, directory, engine, shards, formats, as_json)
         except Stopped as stopped:
@@ -81,14 +87,24 @@ def _train_all(
         if parts is not None:
             missing = [one for part, _ in parts for one in part]
             digests = [digest for _, part in parts for digest in part]
-            specs[variant.name] = built.objective.variant().spec
+            specs[variant.name] = _spec(built, config)
             found.append(look(built, evaluation, folder, engine.autocast))
+        del built
+        engine.accelerator.free_memory()  # it keeps what it has wrapped
     skipped = [{"name": name, "reason": why} for name, why in dict.fromkeys(map(tuple, missing))]
     if engine.is_main:
         told = {"skipped": skipped, "formats": formats, "as_json": as_json, "device": str(engine.device)}
+        told["dtype"] = "float32" if engine.autocast is None else "bfloat16"
         finish(config, data, found, specs, digests, directory, **told)
         echo.not_read(skipped)
     return shards.on_main(lambda: ExitCode.PARTIAL if skipped else ExitCode.DONE)
+
+
+def _spec(built: Built, config: TrainConfig) -> ModelSpec:
+    """Return what the measured model is now: its weights are not those that it began with."""
+    backbone = (built.spare or built.objective).variant()
+    trained = f"{backbone.spec.weights}, trained {config.steps} steps by {config.objective}"
+    return replace(backbone.spec, weights=trained, digest=digest_module(backbone.module))
 
 
 def _resumed(asked: Mapping[str, Any], resume: Path, out: Path | None) -> TrainConfig:
@@ -96,15 +112,7 @@ def _resumed(asked: Mapping[str, Any], resume: Path, out: Path | None) -> TrainC
     if given or out is not None:
         extra = "--no-control" if given == ["control"] else f"--{(given or ['out'])[0].replace('_', '-')}"
         raise ArgumentError(f"got {extra} with --resume, which goes on with the options stored in {resume}")
-    return TrainConfig.from_dict(checkpoint.read_options(resume))
-
-
-def _with_steps(config: TrainConfig, data: Data) -> TrainConfig:
-    if config.epochs is None:
-        return config
-    if data.train is None:
-        raise ArgumentError("got --epochs with scenes, of which there is no end; give --steps")
-    return replace(config, steps=max(1, math.ceil(config.epochs * len(data.train.items) / config.batch_size)))
+    return TrainConfig.from_dict(checkpoint.read_run(resume)["options"])
 
 
 def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Shards) -> None:
@@ -124,14 +132,19 @@ def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Sh
         parameter_groups(built.backbone, built.objective.heads(), config)
 
 
-def _directory(config: TrainConfig, out: Path | None, resume: Path | None) -> Path:
-    """Return the run's folder, with the options in it. Raises `ArgumentError` where something else is there."""
+def _directory(config: TrainConfig, data: Data, out: Path | None, resume: Path | None) -> Path:
+    """Return the run's folder, with the options in it.
+
+    Raises `ArgumentError` where something else is there, or a resumed run finds other images than it began with.
+    """
     if resume is not None:
+        if checkpoint.read_run(resume).get("images") != data.digest():
+            raise ArgumentError(f"the images of the run in {resume} have changed since it began; start another run")
         return resume
     name = slug(config.model or config.arch)[:80]
     directory = out or Path("runs") / "train-registers" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     _refuse_used(directory)
-    _write_options(directory, config)
+    _write_options(directory, config, data)
     return directory
 
 
@@ -141,10 +154,11 @@ def _refuse_used(directory: Path | None) -> None:
         raise ArgumentError(f"{directory} exists and is not empty; give {hint}")
 
 
-def _write_options(directory: Path, config: TrainConfig) -> None:
+def _write_options(directory: Path, config: TrainConfig, data: Data) -> None:
     body = {
         "schema": "vitprobe.train-registers.options/1",
         "options": config.as_dict(),
+        "images": data.digest(),
         "versions": results.versions(),
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -67,6 +67,7 @@ def finish(
     directory: Path,
     *,
     device: str,
+    dtype: str,
     skipped: Sequence[Mapping[str, str]],
     formats: tuple[str, ...],
     as_json: bool,
@@ -78,7 +79,7 @@ def finish(
         inputs={"name": data.name, "num_images": len(digests), "digest": digest, "notes": {"part": "held out"}},
         seed=config.seed,
         device=device,
-        dtype=config.precision,
+        dtype=dtype,
     )
     summary = {
         "objective": config.objective,

@@ -77,6 +77,7 @@ def train_registers(
     accumulation: Annotated[int | None, _option(RATE, "Micro-batches that a step is made of.")] = None,
     optimizer: Annotated[str | None, _option(RATE, "adamw, lamb or sgd.")] = None,
     lr: Annotated[float | None, _option(RATE, "Learning rate; a recipe's follows the batch size.")] = None,
+    min_lr: Annotated[float | None, _option(RATE, "Rate at the end of the schedule. Default 1e-6.")] = None,
     layer_decay: Annotated[float | None, _option(RATE, "Factor of the rate from block to block, downwards.")] = None,
     weight_decay: Annotated[float | None, _option(RATE, "Weight decay.")] = None,
     warmup: Annotated[int | None, _option(RATE, "Steps of linear warm-up.")] = None,

@@ -72,11 +72,14 @@ def _start_worker(_worker: int) -> None:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C while workers start: they keep it held, and the main process, which gets it after, ends them."""
+    """Hold back Ctrl-C and SIGTERM while workers start; they keep them held.
+
+    Where a whole group of processes gets one, the main process goes on reading until it ends its workers itself.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:

@@ -91,6 +91,20 @@ class Link:
         except (RuntimeError, VitprobeError):  # the launcher, or the main process, is gone
             return
 
+    def abandon(self, error: BaseException) -> None:
+        """Tell of an error and end this process at once, where the others wait in a collective of another library.
+
+        They wait for this one's part; that it is gone is what frees them. The main process does nothing here.
+        """
+        if self.rank == 0:
+            return
+        try:
+            if not isinstance(error, StoppedError) and self._store is not None:
+                self._store.compare_set("failed", "", json.dumps(_described(error, self.rank)))
+        except RuntimeError:  # the launcher is gone
+            pass
+        os._exit(1)
+
     def settle(self, patience: timedelta = PATIENCE) -> None:
         """Wait until what was sent has been taken."""
         sent, self._sent = self._sent, []

@@ -114,6 +114,11 @@ class Shards:
         if self.link is not None:
             self.link.heed()
 
+    def abandon(self, error: BaseException) -> None:
+        """End this process with the news of an error, where the main one waits in a collective; see `Link.abandon`."""
+        if self.link is not None:
+            self.link.abandon(error)
+
     def __enter__(self) -> "Shards":
         """Return itself."""
         return self

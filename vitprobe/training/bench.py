@@ -100,7 +100,7 @@ def _by_hand(backbone: Backbone, batch: TrainBatch, config: TrainConfig, engine:
     if config.compile:
         for block in model.blocks:
             block.compile()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     images, labels = batch.views[0], batch.labels
 
     def step() -> None:

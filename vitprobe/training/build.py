@@ -120,7 +120,11 @@ def build(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> 
     objective.train()
     stream = open_stream(config, data, backbone.transform, size, patch[0], shards)
     held = open_held_out(config, data, backbone.transform, shards)
-    spare = build(replace(config, shard=False), variant, data, shards).objective if config.shard else None
+    spare = (
+        build(replace(config, shard=False), variant, data, shards).objective
+        if config.shard and shards.world > 1
+        else None
+    )
     return Built(variant, backbone, objective, stream, held, spare)
 
 

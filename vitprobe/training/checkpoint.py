@@ -113,7 +113,6 @@ def read(folder: Path) -> Saved | None:
 
     Raises `WeightsError` where it is damaged.
     """
-    recover(folder)
     path = folder / LAST / STATE
     if not path.exists():
         return None
@@ -125,12 +124,12 @@ def read(folder: Path) -> Saved | None:
         raise WeightsError(f"{path} cannot be read ({reason}); remove {folder} to train this variant again") from e
 
 
-def read_options(directory: Path) -> dict[str, Any]:
-    """Read the options of a run. Raises `InputError` where the folder holds none."""
+def read_run(directory: Path) -> dict[str, Any]:
+    """Read what a run began with: ``options``, and a digest of its ``images``. Raises `InputError` where it is none."""
     path = directory / "run.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        return dict(body["options"])
+        return {"images": body.get("images"), "options": dict(body["options"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{directory} holds no run of train-registers ({error}); give the folder of --out") from error
 

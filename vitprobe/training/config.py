@@ -51,6 +51,8 @@ class TrainConfig:
     optimizer: str = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float | None = None
+    """Of Adam's denominator; None leaves the optimiser's own."""
     momentum: float = 0.9
     weight_decay: float = 0.05
     weight_decay_end: float | None = None

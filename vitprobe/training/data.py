@@ -1,9 +1,12 @@
 """What a training reads: images to learn from, held-out images, and the images whose features vote in k-NN."""
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from vitprobe.backbones.base import Transform
@@ -28,6 +31,8 @@ KINDS = {SCENES: MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:
 """Generated data by name."""
 FIRST_BANK = 2 * FIRST_HELD_OUT
 """Number of the first scene that votes in k-NN; no training gets that far."""
+HELD_OUT_SEED = 0
+"""Held-out images are the same whatever the seed of the run, so that runs of several seeds can be compared."""
 MOST_AT_ONCE = 64
 """Held-out images of a batch."""
 NEEDS = {"supervised": "labels", "text": "captions", "self-distillation": "nothing", "retrofit": "nothing"}
@@ -55,6 +60,14 @@ class Data:
         """Names of the classes of the labels."""
         return self.held.classes
 
+    def digest(self) -> str:
+        """Return a SHA-256 of the names of all images, by part: a resumed run must find the same."""
+        sha = hashlib.sha256()
+        for part in (self.train, self.held, self.bank):
+            names = [] if part is None else [item.name for item in part.items]
+            sha.update(f"{len(names)} ".encode() + "\0".join(names).encode("utf-8", "surrogatepass"))
+        return sha.hexdigest()
+
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(name, reason) of what could not even be listed."""
@@ -72,11 +85,16 @@ def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]
         return _open_scenes(config, size, patch)
     if any(name in KINDS for name in config.data):
         raise ArgumentError(f"got --data {', '.join(config.data)}; scenes cannot be mixed with pictures")
+    if "-" in (*config.data, *config.held_out):
+        raise ArgumentError("got -, a list on stdin, which a resumed run could not read again; give files or folders")
     train = _open(config, config.data, None)
     if config.held_out:
         held = _open(config, config.held_out, train.classes or None)
         if len(held) > config.num_held_out:
-            held = held.sample(config.num_held_out, seed=config.seed)
+            held = held.sample(config.num_held_out, seed=HELD_OUT_SEED)
+        names = {item.name for item in train.items}
+        if both := [item.name for item in held.items if item.name in names]:
+            raise ArgumentError(f"{len(both)} held-out images are trained on too, {both[0]} first; give others")
     else:
         train, held = _split(config, train)
     bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=config.seed)
@@ -107,8 +125,8 @@ def _split(config: TrainConfig, images: Labelled) -> tuple[Labelled, Labelled]:
     """Hold images out: a share of each class where classes are learned, else any."""
     number = min(config.num_held_out, max(2, len(images) // 5))
     if NEEDS[config.objective] == "labels" or len(images) <= number:
-        return images.split(number, seed=config.seed)
-    order = np.random.default_rng((config.seed, len(images))).permutation(len(images))
+        return images.split(number, seed=HELD_OUT_SEED)
+    order = np.random.default_rng((HELD_OUT_SEED, len(images))).permutation(len(images))
     return images.take(np.sort(order[number:])), images.take(np.sort(order[:number]))
 
 
@@ -118,8 +136,8 @@ def _open_scenes(config: TrainConfig, size: tuple[int, int], patch: tuple[int, i
     if patch[0] != patch[1]:
         raise ArgumentError(f"got patches of {patch[0]} x {patch[1]} px; the truth of scenes needs square ones")
     scenes = replace(KINDS[config.data[0]], size=size)
-    held = scene_set(config.num_held_out, config=scenes, seed=config.seed, first=FIRST_HELD_OUT)
-    bank = scene_set(config.num_bank, config=scenes, seed=config.seed, first=FIRST_BANK)
+    held = scene_set(config.num_held_out, config=scenes, seed=HELD_OUT_SEED, first=FIRST_HELD_OUT)
+    bank = scene_set(config.num_bank, config=scenes, seed=HELD_OUT_SEED, first=FIRST_BANK)
     return Data(held, bank, None, scenes, scene_truth(held.items, patch=patch[0]))
 
 
@@ -136,7 +154,10 @@ def open_stream(
     }
     if data.scenes is None:
         return ItemStream(data.train, made, workers=config.workers, **shared)
-    numbers = {"mean": transform.mean, "std": transform.std, "patch": patch, "workers": config.workers or 0}
+    workers = config.workers
+    if workers is None:  # a GPU would wait for scenes drawn between its steps
+        workers = min(4, (os.cpu_count() or 1) // 2) if torch.cuda.is_available() and config.device != "cpu" else 0
+    numbers = {"mean": transform.mean, "std": transform.std, "patch": patch, "workers": workers}
     crops = made if config.objective == "self-distillation" else None
     return SceneStream(config=data.scenes, transform=crops, **numbers, **shared)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ class Engine:
 
         ``auto`` precision is bfloat16 on a GPU and float32 elsewhere.
         """
-        accelerator = Accelerator(
-            cpu=config.device == "cpu",
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        accelerator = Accelerator(  # which joins no processes on a machine without a GPU unless it is told "cpu"
+            cpu=config.device == "cpu" or (several and not torch.cuda.is_available()),
             mixed_precision="no",  # autocast is this class's own, so that evaluation runs under it too
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.objective in _UNUSED)],
         )

@@ -10,7 +10,7 @@ from vitprobe.backbones.base import Transform
 from vitprobe.inputs.labels import Labelled
 from vitprobe.inputs.loading import ImageBatch, ImageLoader
 
-IN_MEMORY = 2**28
+IN_MEMORY = 2**30
 """Bytes of transformed images that are kept rather than read again at every evaluation."""
 
 

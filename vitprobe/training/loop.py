@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitprobe.errors import VitprobeError, WeightsError
+from vitprobe.errors import InputError, VitprobeError, WeightsError
 from vitprobe.probes.shards import Shards
 from vitprobe.training import checkpoint
 from vitprobe.training.build import Built
@@ -114,20 +114,43 @@ def train(
     the last checkpoint intact.
     """
     stepper = Stepper.make(config, built, engine)
+    shards.on_main(lambda: checkpoint.recover(folder))
     start = _load(stepper, folder)
+    if start in _kept(config):  # it may have ended before it was kept
+        shards.on_main(lambda: checkpoint.keep(folder, start))
     if config.compile:
         stepper.compile()
     metrics = Metrics(folder, start=start, tensorboard=config.tensorboard) if engine.is_main else None
     run = _Run(stepper, folder, shards, metrics, start, Progress(start, config.steps), on_progress)
     try:
-        with _signals() as asked:
+        with _failures_told(folder, shards), _signals() as asked:
             return _steps(run, asked)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        advice = "try a smaller --batch-size, or --accumulation 2 or more"
-        raise VitprobeError(f"out of memory; {advice}; {checkpoint.intact(folder)}") from error
     finally:
         if metrics is not None:
             metrics.close()
+
+
+@contextmanager
+def _failures_told(folder: Path, shards: Shards) -> Iterator[None]:
+    """Say of a failure which checkpoint is whole, and let no process wait for one that has failed."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        advice = "try a smaller --batch-size, or --accumulation 2 or more"
+        shards.abandon(error)
+        raise VitprobeError(f"out of memory; {advice}; {checkpoint.intact(folder)}") from error
+    except InputError as error:
+        shards.abandon(error)
+        raise InputError(f"{error}; {checkpoint.intact(folder)}") from error
+    except BaseException as error:
+        shards.abandon(error)
+        if isinstance(error, RuntimeError) and shards.world > 1:
+            shards.heed()
+            if "peer" in str(error):  # a collective that another process did not come to
+                raise VitprobeError(f"another process has ended; {checkpoint.intact(folder)}") from error
+        raise
 
 
 def _steps(run: _Run, asked: list[int]) -> Evaluation:

@@ -20,7 +20,7 @@ class Metrics:
         kept = [record for record in read(folder) if record["step"] <= start and start > 0]
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file: TextIO = self.path.open("a", encoding="utf-8")
-        self._board = writer()(str(folder / "tensorboard")) if tensorboard else None
+        self._board = writer()(str(folder / "tensorboard"), purge_step=start + 1) if tensorboard else None
 
     def add(self, step: int, **values: Any) -> None:
         """Write one record; what is not finite becomes null."""

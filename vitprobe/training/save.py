@@ -14,6 +14,10 @@ def save_variant(built: Built, objective: Objective, folder: Path, step: int) ->
     export(objective.variant(), folder, classes=objective.classes(), card=card(built, step, beside))
 
 
+SAVED = {"self-distillation": "Saved is the teacher, the average of the student's weights."}
+"""What is saved where it is not the network that was trained."""
+
+
 def card(built: Built, step: int, beside: tuple[str, ...]) -> str:
     """Say what a checkpoint is: model, registers, objective, steps, seed."""
     config, spec = built.objective.config, built.backbone.spec
@@ -26,8 +30,9 @@ def card(built: Built, step: int, beside: tuple[str, ...]) -> str:
         f"{config.steps} steps of {config.batch_size} images, data {', '.join(config.data)}, seed {config.seed}.",
         "",
         "Open it with `timm.create_model('local-dir:FOLDER', pretrained=True)` or `vitprobe norms --model FOLDER`.",
+        SAVED.get(config.objective, "") or ("Saved is the average of the weights." if config.ema else ""),
         *beside,
         "",
         "All options are in `run.json` two folders up; `metrics.jsonl` beside this folder says what happened.",
     ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(line for i, line in enumerate(lines) if line or lines[i - 1]) + "\n"

@@ -17,9 +17,11 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     if config.optimizer == "sgd":
         return create_optimizer_v2(groups, opt="momentum", momentum=config.momentum, **given)
     given["betas"] = config.betas
+    if config.eps is not None:
+        given["eps"] = config.eps
     if config.optimizer == "lamb":
         return create_optimizer_v2(groups, opt="lamb", max_grad_norm=None, **given)
-    return create_optimizer_v2(groups, opt="adamw", fused=not config.shard, **given)
+    return create_optimizer_v2(groups, opt="adamw", fused=True, **given)
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Scheduler:
@@ -27,11 +29,15 @@ def make_scheduler(optimizer: torch.optim.Optimizer, config: TrainConfig) -> Sch
 
     The rate at step n depends on n alone, so nothing of it needs to be stored.
     """
-    warmup = min(config.warmup, config.steps - 1)
+    warmup = min(config.warmup, config.steps - 1)  # `resolve_steps` has capped a recipe's
     shared = {"warmup_t": warmup, "warmup_lr_init": 0.0, "t_in_epochs": False}
     if config.schedule == "constant":
         return StepLRScheduler(optimizer, decay_t=config.steps + 1, decay_rate=1.0, **shared)
-    shared |= {"t_initial": max(2, config.steps - warmup), "lr_min": config.min_lr, "warmup_prefix": True}
+    shared |= {
+        "t_initial": max(2, config.steps - warmup),
+        "lr_min": min(config.min_lr, config.lr),
+        "warmup_prefix": True,
+    }
     if config.schedule == "linear":
         return PolyLRScheduler(optimizer, power=1.0, **shared)
     return CosineLRScheduler(optimizer, **shared)

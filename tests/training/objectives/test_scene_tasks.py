@@ -54,7 +54,7 @@ def each(name: str, answer: Tensor, truth: Tensor) -> np.ndarray:
 def test_terms_are_what_their_formulas_say(built: Built) -> None:
     made, batch = built.objective, next(built.stream.batches(0, 1))
     with torch.no_grad():
-        answers, terms = made.answers(made.backbone, batch.views[0]), made(batch)
+        answers, terms = made.answers(batch.views[0]), made(batch)
     layout = made.backbone.layout()
     assert set(terms) == {"loss", *IMAGE, *DENSE}
     for name, answer in answers.items():
@@ -70,7 +70,7 @@ def test_dense_answers_come_from_patches_and_the_others_from_the_pooled_vector(b
     layout = made.backbone.layout()
     with torch.no_grad():
         tokens = made.backbone.tokens(batch.views[0])
-        answers = made.answers(made.backbone, batch.views[0])
+        answers = made.answers(batch.views[0])
         dense = made.tasks["patch_class"](tokens[:, layout.patches])
         pooled = made.tasks["count"](tokens[:, layout.cls].squeeze(1))
     assert torch.allclose(answers["patch_class"], dense, atol=1e-5)
@@ -110,7 +110,7 @@ def test_blank_patches_are_free_where_that_is_asked(
     assert bool((asked[on] > 0).all())
     assert bool((asked[~on] > 0).all()) == (not on_objects)
     assert bool((asked[~on] == 0).all()) == on_objects
-    answers = built.objective.answers(built.backbone, batch.views[0])
+    answers = built.objective.answers(batch.views[0])
     terms = built.objective(batch)
     losses = each("patch_class", answers["patch_class"], batch.truth["patch_class"])
     weights = on.numpy() if on_objects else np.ones_like(losses)
@@ -137,7 +137,7 @@ def test_held_out_measures_are_shares_of_right_answers(built: Built) -> None:
     items = built.held_out.reader.images.items
     images = torch.stack([made.backbone.transform(item.read().image) for item in items])
     with torch.no_grad():
-        answers = {name: answer.numpy() for name, answer in made.answers(made.backbone, images).items()}
+        answers = {name: answer.numpy() for name, answer in made.answers(images).items()}
     truth = {name: value.numpy() for name, value in scene_truth(items, patch=4).items()}
     right = {}
     for name in (*IMAGE, "patch_class"):
@@ -150,6 +150,27 @@ def test_held_out_measures_are_shares_of_right_answers(built: Built) -> None:
     assert found["patch_depth_error"] == pytest.approx(error, rel=1e-4)
     assert found["accuracy"] == pytest.approx(np.mean(list(right.values())), abs=1e-6)
     assert made.measure == "accuracy"
+
+
+def test_the_average_of_the_heads_is_measured_with_that_of_the_tower(
+    make_config: Callable, make_built: Callable
+) -> None:
+    built = make_built(make_config(ema=0.9, tasks=("count",)))
+    made, images = built.objective, next(built.stream.batches(0, 1)).views[0]
+    tower, heads = made.variant(), made.average_tasks
+    with torch.no_grad():
+        for module in (made.tower, made.tasks):  # what is trained moves on
+            for parameter in module.parameters():
+                parameter.add_(0.1)
+        pooled = tower.pool(tower.tokens(images), tower.layout())
+        found = made.eval().answers(images, averaged=True)["count"]
+    assert torch.allclose(found, heads["count"](pooled), atol=1e-5)
+    assert not torch.allclose(found, made.answers(images)["count"], atol=0.1)
+    assert not any(p.requires_grad for p in heads.parameters())
+    before = heads["count"].weight.clone()
+    made.after_step(1)
+    keep = min(0.9, 2 / 11)
+    assert torch.allclose(heads["count"].weight, keep * before + (1 - keep) * made.tasks["count"].weight, atol=1e-6)
 
 
 def test_an_error_is_not_what_should_rise(make_config: Callable, make_built: Callable) -> None:

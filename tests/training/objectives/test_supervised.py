@@ -21,7 +21,8 @@ from vitprobe.training.variants import Variant
 
 def objective(make_tiny: Callable, make_config: Callable, classes: int = 3, **asked: object) -> Supervised:
     """A tiny tower with a head that is drawn wide, so that its answers differ."""
-    made = Supervised(make_tiny("timm-cls"), make_config(**asked), tuple("abcdefg"[:classes])).train()
+    config = make_config(data=("pictures",), **asked)
+    made = Supervised(make_tiny("timm-cls"), config, tuple("abcdefg"[:classes])).train()
     made.tower.head.weight.data.mul_(30)
     return made
 
@@ -56,12 +57,17 @@ def test_losses(loss: str, smoothing: float, make_tiny: Callable, make_config: C
 
 @pytest.mark.parametrize("number", [6, 5])
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-@pytest.mark.parametrize("loss", ["cross-entropy", "bce"])
+@pytest.mark.parametrize(
+    ("loss", "smoothing"), [("cross-entropy", 0.0), ("cross-entropy", 0.1), ("bce", 0.1), ("bce", 0)]
+)
 def test_mixed_targets(
-    loss: str, way: str, number: int, make_tiny: Callable, make_config: Callable, make_batch: Callable
+    loss: str, smoothing: float, way: str, number: int, make_tiny: Callable, make_config: Callable, make_batch: Callable
 ) -> None:
-    """Each image is mixed with its mirror in the batch, its target likewise; an odd batch cannot be and is not."""
-    made = objective(make_tiny, make_config, loss=loss, smoothing=0.1, **{way: 1.0})
+    """Each image is mixed with its mirror in the batch, its target likewise; an odd batch cannot be and is not.
+
+    BCE without smoothing counts both classes as there, whatever their shares, as DeiT-III's code does.
+    """
+    made = objective(make_tiny, make_config, loss=loss, smoothing=smoothing, **{way: 1.0})
     batch = make_batch((number, 3, 48, 64), labels=torch.arange(number) % 3)
     images, shown = batch.views[0], []
     kept, call = images.clone(), made.backbone.module.forward
@@ -83,8 +89,10 @@ def test_mixed_targets(
         rows, cols = cut.any(1).nonzero().flatten(), cut.any(0).nonzero().flatten()
         assert cut.sum() == len(rows) * len(cols), "what is cut out is a rectangle"
     assert (share == 1.0) == (number % 2 == 1)
-    plain = soft(batch.labels, 3, 0.1)
-    expected = by_hand(call(mixed), share * plain + (1 - share) * plain[::-1], loss)
+    plain = soft(batch.labels, 3, smoothing)
+    targets = share * plain + (1 - share) * plain[::-1]
+    targets = (targets > 0).astype(float) if loss == "bce" and not smoothing else targets
+    expected = by_hand(call(mixed), targets, loss)
     assert loss_term == pytest.approx(expected, rel=1e-4)
 
 
@@ -171,3 +179,19 @@ def test_the_batch_is_not_needed_twice(make_tiny: Callable, make_config: Callabl
     halves = [TrainBatch((whole.views[0][s],), whole.indices[s], whole.labels[s]) for s in (slice(0, 2), slice(2, 4))]
     losses = [made(half)["loss"].item() for half in halves]
     assert made(whole)["loss"].item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_without_smoothing_bce_counts_what_is_mixed_as_both(
+    make_tiny: Callable, make_config: Callable, make_batch: Callable
+) -> None:
+    """DeiT-III's targets: 1 for either class of a mixed image, whatever its share."""
+    made = objective(make_tiny, make_config, loss="bce", mixup=1.0)
+    batch = make_batch((6, 3, 48, 64), labels=torch.arange(6) % 3)
+    call, said = made.backbone.module.forward, []
+    made.backbone.module.forward = lambda x: said.append(call(x)) or said[-1]
+    np.random.seed(3)
+    loss = made(batch)["loss"].item()
+    both = np.eye(3)[np.arange(6) % 3] + np.eye(3)[(np.arange(6) % 3)[::-1]] > 0
+    logits = said[0].detach().double().numpy()
+    by_hand = np.log1p(np.exp(-np.where(both, logits, -logits))).mean()
+    assert loss == pytest.approx(by_hand, rel=1e-5)

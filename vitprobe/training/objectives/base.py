@@ -17,8 +17,8 @@ Sums = dict[str, tuple[float, float]]
 """Held-out measures as (sum, number of images), so that those of several processes add up."""
 
 
-FOLLOWERS = ("teacher", "average")
-"""Names of towers that are not trained but follow, or stay as they were."""
+FOLLOWERS = ("teacher", "average", "average_tasks")
+"""Names of modules that are not trained but follow, or stay as they were."""
 
 
 class Objective(nn.Module, ABC):

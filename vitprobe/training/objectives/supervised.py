@@ -1,5 +1,6 @@
 """Train with labels, as DeiT-III does (arXiv 2204.07118), or as the original ViT; scenes have several tasks at once."""
 
+import copy
 from typing import ClassVar
 
 import torch
@@ -33,9 +34,13 @@ class Averaged(Objective):
     def variant(self) -> Backbone:
         return self.averaged
 
+    def momentum(self, step: int) -> float:
+        """Return the average's decay: timm's warm-up of it, in which the first steps count more."""
+        return min(self.config.ema, (1 + step) / (10 + step))
+
     def after_step(self, step: int) -> None:
-        if self.config.ema:  # the first steps count fully, as in timm: min(decay, (1 + n) / (10 + n))
-            follow(self.average, self.tower, min(self.config.ema, (1 + step) / (10 + step)))
+        if self.config.ema:
+            follow(self.average, self.tower, self.momentum(step))
 
 
 class Supervised(Averaged):
@@ -54,7 +59,9 @@ class Supervised(Averaged):
         given = {"mixup_alpha": config.mixup, "cutmix_alpha": config.cutmix, "label_smoothing": config.smoothing}
         self.mix = Mixup(**given, num_classes=len(classes)) if mixes else None
         if config.loss == "bce":
-            self.loss = BinaryCrossEntropy(smoothing=0.0 if mixes else config.smoothing)
+            # what is mixed counts as both classes, as in DeiT-III's code, unless it is smoothed too
+            both = 0.0 if mixes and not config.smoothing else None
+            self.loss = BinaryCrossEntropy(0.0 if mixes else config.smoothing, target_threshold=both)
         elif mixes:
             self.loss = SoftTargetCrossEntropy()
         else:
@@ -98,6 +105,8 @@ class SceneTasks(Averaged):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.tasks = nn.ModuleDict({name: self._head(name, scenes) for name in config.tasks})
+        if config.ema:
+            self.average_tasks = copy.deepcopy(self.tasks).requires_grad_(False)
 
     def _head(self, name: str, scenes: SceneConfig) -> nn.Module:
         linear = nn.Linear(self.backbone.width, TASKS[name].num_outputs(scenes))
@@ -105,16 +114,23 @@ class SceneTasks(Averaged):
         nn.init.zeros_(linear.bias)
         return nn.Sequential(nn.LayerNorm(self.backbone.width), linear) if TASKS[name].is_dense else linear
 
-    def answers(self, backbone: Backbone, images: Tensor) -> dict[str, Tensor]:
-        """Compute the outputs of every task: (B, K) of a whole image, (B, P, K) of its patches."""
+    def after_step(self, step: int) -> None:
+        super().after_step(step)
+        if self.config.ema:
+            follow(self.average_tasks, self.tasks, self.momentum(step))
+
+    def answers(self, images: Tensor, *, averaged: bool = False) -> dict[str, Tensor]:
+        """Compute the outputs of every task, of what is trained or of its average: (B, K) of an image, (B, P, K)."""
+        is_average = averaged and bool(self.config.ema)
+        backbone, heads = (self.averaged, self.average_tasks) if is_average else (self.backbone, self.tasks)
         layout = backbone.layout(tuple(images.shape[-2:]))
         tokens = backbone.tokens(images)
         pooled, patches = backbone.pool(tokens, layout), tokens[:, layout.patches]
-        return {name: head(patches if TASKS[name].is_dense else pooled).float() for name, head in self.tasks.items()}
+        return {name: head(patches if TASKS[name].is_dense else pooled).float() for name, head in heads.items()}
 
     def forward(self, batch: TrainBatch) -> dict[str, Tensor]:
         terms = {}
-        for name, found in self.answers(self.backbone, batch.views[0]).items():
+        for name, found in self.answers(batch.views[0]).items():
             each = _loss(name, found, batch.truth[name])
             if TASKS[name].is_dense and self.config.dense_on_objects:
                 on = batch.truth["patch_object"].to(each.dtype)  # (B, P)
@@ -127,7 +143,7 @@ class SceneTasks(Averaged):
         sums: dict[str, list[float]] = {name: [0.0, 0] for name in self.tasks}
         for batch in held.reader:
             chosen = torch.tensor(batch.indices)
-            for name, found in self.answers(self.variant(), batch.images.to(device)).items():
+            for name, found in self.answers(batch.images.to(device), averaged=True).items():
                 sums[name][0] += float(_right(name, found.cpu(), held.truth[name][chosen]).sum())
                 sums[name][1] += len(chosen)
         named = {f"{name}_{'error' if TASKS[name].kind == 'dense regression' else 'accuracy'}": name for name in sums}
