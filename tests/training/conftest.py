@@ -31,7 +31,7 @@ SMALL: dict[str, Any] = {
 EXTRA = {
     "supervised": {},
     "text": {"text_width": 16, "text_layers": 1, "text_heads": 2, "embed_dim": 16},
-    "self-distillation": {"num_prototypes": 32, "num_local": 2, "freeze_last_layer": 2},
+    "self-distillation": {"num_prototypes": 32, "head_width": 64, "num_local": 2, "freeze_last_layer": 2},
     "retrofit": {"num_views": 3},
 }
 

@@ -15,7 +15,7 @@ NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "
 """Options of the command that `TrainConfig` calls otherwise."""
 RECIPE_FOR = {"clip": "text", "dinov2": "self-distillation", "ph-reg": "retrofit"}
 """Recipes of one objective alone."""
-LEAST = {"num_prototypes": 2, "context_length": 3, "num_views": 1, "local_size": 1}
+LEAST = {"num_prototypes": 2, "head_width": 1, "context_length": 3, "num_views": 1, "local_size": 1}
 LEAST |= dict.fromkeys(("text_width", "text_layers", "text_heads", "embed_dim"), 1)
 LEAST |= dict.fromkeys(("teacher_temperature", "student_temperature"), 1e-3)
 MOST = dict.fromkeys(("mask_ratio", "masked_share", "teacher_momentum", "shift", "global_scale", "local_scale"), 1)

@@ -43,7 +43,7 @@ def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dty
     cutoff = found["cutoff"] if found["cutoff"] is not None else 2 * found["norm"]["max"]
     query = None if backbone.layout().cls is not None else "mean"  # else variants would be asked different questions
     maps = measure_attention(backbone, few, query=query, rule=OutlierRule("absolute", cutoff), autocast=autocast)
-    measure = built.objective.measure
+    measure = (built.spare or built.objective).measure
     measures = {name: value for name, value in evaluation.summary.items() if isinstance(value, float)}
     measures.pop("outlier_fraction")
     variant = built.variant

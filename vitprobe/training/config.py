@@ -140,6 +140,7 @@ EXTRA: dict[str, dict[str, Any]] = {
     "text": {"text_width": 128, "text_layers": 4, "text_heads": 4, "context_length": 77, "embed_dim": 128},
     "self-distillation": {
         "num_prototypes": 4096,
+        "head_width": 2048,
         "num_local": 6,
         "local_size": None,
         "global_scale": (0.32, 1.0),

@@ -91,7 +91,12 @@ registers of spread 0.02 after CLS, grey where a shift leaves nothing, and a cos
 BY_OBJECTIVE: dict[str, dict[str, Any]] = {
     "supervised": {},
     "text": {"clip": 1.0, "weight_decay": 0.1},
-    "self-distillation": {"lr": 5e-4, "weight_decay": 0.04, "clip": 3.0},
+    "self-distillation": {
+        "lr": 1e-3,
+        "weight_decay": 0.04,
+        "clip": 3.0,
+        "extra": {"num_prototypes": 1024, "head_width": 512, "num_local": 2, "teacher_momentum": (0.98, 1.0)},
+    },
     "retrofit": {
         "lr": 1e-4,
         "weight_decay": 0.01,

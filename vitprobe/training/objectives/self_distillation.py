@@ -24,8 +24,8 @@ from vitprobe.training.objectives.base import Objective, Sums, copy_of, follow
 
 TEMPERATURE_WARMUP = 0.3
 """Share of the training over which the teacher's temperature rises: 30 of 100 epochs in DINOv2's configuration."""
-HIDDEN, BOTTLENECK = 2048, 256
-"""Widths of the projection heads (arXiv 2304.07193, table 16)."""
+BOTTLENECK = 256
+"""Width of the projection heads before their last layer, as in DINOv2's code; ``head_width`` is that of the others."""
 
 
 class SelfDistillation(Objective):
@@ -41,14 +41,14 @@ class SelfDistillation(Objective):
         super().__init__(backbone, config)
         self.followed = copy_of(backbone)
         self.teacher = self.followed.module
-        prototypes, width = config.option("num_prototypes"), backbone.width
+        prototypes, width = config.option("num_prototypes"), config.option("head_width")
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # lightly's head uses an older weight norm of torch
             torch.manual_seed(config.seed)
-            self.cls_head = DINOv2ProjectionHead(width, HIDDEN, BOTTLENECK, prototypes)
-            self.patch_head = DINOv2ProjectionHead(backbone.width, HIDDEN, BOTTLENECK, prototypes)
-            self.teacher_cls_head = DINOv2ProjectionHead(width, HIDDEN, BOTTLENECK, prototypes)
-            self.teacher_patch_head = DINOv2ProjectionHead(backbone.width, HIDDEN, BOTTLENECK, prototypes)
+            self.cls_head = DINOv2ProjectionHead(backbone.width, width, BOTTLENECK, prototypes)
+            self.patch_head = DINOv2ProjectionHead(backbone.width, width, BOTTLENECK, prototypes)
+            self.teacher_cls_head = DINOv2ProjectionHead(backbone.width, width, BOTTLENECK, prototypes)
+            self.teacher_patch_head = DINOv2ProjectionHead(backbone.width, width, BOTTLENECK, prototypes)
             self.mask_token = nn.Parameter(torch.empty(backbone.width).normal_(std=0.02))
         for student, teacher in self._pairs():
             teacher.load_state_dict(copy.copy(student.state_dict()))
