@@ -7,8 +7,8 @@ Writes    figures/train_registers/ (the comparison and each variant's metrics.js
 
 Expected: at this size and length no artifacts appear, with or without registers, and the verdict is ``none`` for both
 (the published cases took 10^8 images and more). Accuracies of the two are within a few points of each other; one seed
-says no more. What the figures show is that the instrument can say *no artifacts here* of a model that was trained before
-its eyes; see ``vitprobe norms --model organism`` for the opposite.
+says no more. What the figures show is that the instrument can say *no artifacts here* of a model that was trained
+before its eyes; see ``vitprobe norms --model organism`` for the opposite.
 """
 
 import json

@@ -49,7 +49,7 @@ SHARED = {
         "open_clip_files",
         "open_clip_registers",
         "open_clip_vit",
-    },  # an organism is a timm ViT
+    },
     "probes": {
         "attention",
         "batch",

@@ -94,14 +94,7 @@ def plan_step(
             raise ArgumentError(f"got a loss of shape {tuple(loss.shape)}; a scalar that trains a parameter is needed")
         activations, copies = kept.sizes()
         del loss
-        with FlopCounterMode(
-            display=False, custom_mapping=CPU_ATTENTION
-        ) as counter:  # its hooks keep dead graphs alive
-            with autocast:
-                loss = step()
-            forward = counter.get_total_flops()
-            loss.backward()
-            training = counter.get_total_flops()
+        forward, training = _flops(step, autocast)
     trained = [p for p in module.parameters() if p.requires_grad]
     numbers = sum(p.numel() for p in trained)
     sizes = {
@@ -122,6 +115,16 @@ def plan_step(
         **sizes,
         total_bytes=sum(sizes.values()),
     )
+
+
+def _flops(step: Callable[[], Tensor], autocast: torch.autocast) -> tuple[int, int]:
+    """Count operations of a step's forward pass, and of both passes; the counter's hooks keep dead graphs alive."""
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with autocast:
+            loss = step()
+        forward = counter.get_total_flops()
+        loss.backward()
+        return forward, counter.get_total_flops()
 
 
 class _Saved:
