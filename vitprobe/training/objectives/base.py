@@ -3,7 +3,6 @@
 import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +27,6 @@ class Objective(nn.Module, ABC):
     ``loss`` is minimised.
     """
 
-    needs: ClassVar[str]
-    """What must be known of the images: ``labels``, ``captions`` or ``nothing``."""
     measure: str
     """The held-out measure that training should raise."""
 

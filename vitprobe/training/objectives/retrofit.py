@@ -7,7 +7,6 @@ tells distillation and denoising apart.
 """
 
 import random
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +27,6 @@ CANDIDATES = 100
 class Retrofit(Objective):
     """Teach a student with registers the features that a frozen teacher without them gives, averaged over views."""
 
-    needs: ClassVar[str] = "nothing"
     measure = "agreement"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, teacher: Backbone, *, denoise: bool) -> None:

@@ -6,7 +6,6 @@ Heads, losses and masks are lightly's; the schedules, the two networks with thei
 import copy
 import math
 import warnings
-from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -31,7 +30,6 @@ BOTTLENECK = 256
 class SelfDistillation(Objective):
     """Make a student predict, from crops and masked patches, what its averaged self says of the whole."""
 
-    needs: ClassVar[str] = "nothing"
     measure = "knn"
 
     def __init__(self, backbone: Backbone, config: TrainConfig) -> None:

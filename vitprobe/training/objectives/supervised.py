@@ -1,7 +1,6 @@
 """Train with labels, as DeiT-III does (arXiv 2204.07118), or as the original ViT; scenes have several tasks at once."""
 
 import copy
-from typing import ClassVar
 
 import torch
 from timm.data.mixup import Mixup, mixup_target
@@ -46,7 +45,6 @@ class Averaged(Objective):
 class Supervised(Averaged):
     """Classify pictures by their labels, with the tower's own head."""
 
-    needs: ClassVar[str] = "labels"
     measure = "accuracy"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]) -> None:
@@ -92,8 +90,6 @@ class Supervised(Averaged):
 
 class SceneTasks(Averaged):
     """Learn several things of generated scenes at once, some of them for every patch."""
-
-    needs: ClassVar[str] = "nothing"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, scenes: SceneConfig) -> None:
         if unknown := sorted(set(config.tasks) - set(TASKS)) or (["none"] if not config.tasks else []):

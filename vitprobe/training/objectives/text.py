@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -33,8 +32,6 @@ SCENE_PROMPT = "shapes on a {} background"
 
 class Text(Objective):
     """Pull an image's embedding and its caption's together; negatives are the micro-batch's, of all processes."""
-
-    needs: ClassVar[str] = "captions"
 
     def __init__(self, backbone: Backbone, config: TrainConfig, text: TextTower, *, fresh: bool) -> None:
         _refuse_other_text(backbone.spec.name, text)
