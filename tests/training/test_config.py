@@ -16,7 +16,8 @@ def test_options_survive_json() -> None:
     again = TrainConfig.from_dict(json.loads(to_json(config.as_dict())))
     assert again.as_dict() == config.as_dict()
     assert again.option("koleo") == 0.0
-    assert again.option("num_prototypes") == EXTRA["self-distillation"]["num_prototypes"]
+    assert again.option("num_prototypes") == BY_OBJECTIVE["self-distillation"]["extra"]["num_prototypes"]
+    assert again.option("mask_ratio") == EXTRA["self-distillation"]["mask_ratio"]
     assert again.as_dict() == TrainConfig.from_dict(again.as_dict()).as_dict()
 
 

@@ -22,7 +22,8 @@ def card(built: Built, step: int, beside: tuple[str, ...]) -> str:
     """Say what a checkpoint is: model, registers, objective, steps, seed."""
     config, spec = built.objective.config, built.backbone.spec
     start = f"from the weights {spec.weights} of {spec.name}" if config.model else f"from scratch ({spec.name})"
-    what = f"{spec.architecture}, {built.variant.title}"
+    what = f"{spec.architecture} with {built.variant.num_registers} register tokens"
+    what += ", taught without denoising" if built.variant.denoise is False else ""
     lines = [
         f"# {what}",
         "",
