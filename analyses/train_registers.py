@@ -1,7 +1,7 @@
 """Train a small ViT on generated scenes with and without registers, and see whether artifacts come.
 
 Command   python analyses/train_registers.py [--keep-checkpoints]
-Time      about 12 minutes on 2 CPU cores; no weights, no network
+Time      14 minutes of one CPU core (25 minutes on 2 cores that had other work); no weights, no network
 Needs     nothing: scenes are generated, 64,000 of them to train on, 512 held out
 Writes    figures/train_registers/ (the comparison and each variant's metrics.jsonl, not the checkpoints)
 
