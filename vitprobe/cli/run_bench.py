@@ -60,6 +60,11 @@ def _table(asked: BenchOptions, model: Backbone, device: str, autocast: torch.dt
     images = _images(model, asked.batch_size, device)
     with echo.progress(model.spec.title, asked.rounds) as advance:
         rows = bench(model, images, rounds=asked.rounds, autocast=autocast, on_round=lambda: advance(1))
+    return setting(asked, model, device) | {"rows": [asdict(row) for row in rows]}
+
+
+def setting(asked: BenchOptions, model: Backbone, device: str) -> dict[str, Any]:
+    """Say what was timed, where and with which versions."""
     return {
         "model": model.spec.name,
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
@@ -71,7 +76,6 @@ def _table(asked: BenchOptions, model: Backbone, device: str, autocast: torch.dt
         "rounds": asked.rounds,
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "rows": [asdict(row) for row in rows],
     }
 
 

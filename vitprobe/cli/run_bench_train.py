@@ -3,19 +3,19 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
+import typer
 from rich.table import Table
 
 from vitprobe import backbones
 from vitprobe.backbones.base import Backbone
-from vitprobe.backbones.create import create
+from vitprobe.backbones.create import SMALL, create
 from vitprobe.cli import echo, parse
-from vitprobe.cli.run_bench import BenchOptions
+from vitprobe.cli.run_bench import BenchOptions, setting
 from vitprobe.errors import ArgumentError, ExitCode
 from vitprobe.inputs.augment import supervised_transform
 from vitprobe.inputs.labels import open_labelled
 from vitprobe.inputs.stream import ItemStream
-from vitprobe.results import to_json, versions
+from vitprobe.results import to_json
 from vitprobe.training.bench import CLASSES, bench_training
 from vitprobe.training.recipes import resolve
 
@@ -27,7 +27,7 @@ def run(asked: BenchOptions, num_registers: int) -> ExitCode:
     given = parse.one_each(asked.weights, asked.models)
     tables = [_table(asked, name, weights, num_registers) for name, weights in zip(asked.models, given, strict=True)]
     if asked.json:
-        echo.typer.echo(to_json(tables[0] if len(tables) == 1 else tables))
+        typer.echo(to_json(tables[0] if len(tables) == 1 else tables))
         return ExitCode.DONE
     for table in tables:
         echo.stdout().print(_drawn(table))
@@ -35,6 +35,7 @@ def run(asked: BenchOptions, num_registers: int) -> ExitCode:
 
 
 def _table(asked: BenchOptions, name: str, weights: str, num_registers: int) -> dict[str, Any]:
+    device = parse.device(asked.device)
     config = resolve(
         {
             "batch_size": asked.batch_size,
@@ -43,7 +44,7 @@ def _table(asked: BenchOptions, name: str, weights: str, num_registers: int) -> 
             "warmup": 0,
             "lr": 1e-4,
             "precision": asked.dtype,
-            "device": "cpu" if parse.device(asked.device) == "cpu" else "auto",
+            "device": "cpu" if device == "cpu" else "auto",
             "compile": asked.compile,
             "seed": asked.seed,
         }
@@ -51,11 +52,8 @@ def _table(asked: BenchOptions, name: str, weights: str, num_registers: int) -> 
     size = parse.image_size(asked.image_size)
 
     def make() -> Backbone:
-        if weights == "random" and ":" not in name:
-            try:
-                return create(name, image_size=size, seed=asked.seed)
-            except ArgumentError:
-                pass  # an alias
+        if name in SMALL:
+            return create(name, image_size=size, seed=asked.seed)
         return backbones.load(name, weights=weights, image_size=size, seed=asked.seed)
 
     model = make()
@@ -73,19 +71,7 @@ def _table(asked: BenchOptions, name: str, weights: str, num_registers: int) -> 
             stream=stream,
             on_round=lambda: advance(1),
         )
-    return {
-        "model": model.spec.name,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() and asked.device != "cpu" else "cpu",
-        "dtype": asked.dtype,
-        "compile": asked.compile,
-        "batch": asked.batch_size,
-        "image_size": list(model.spec.image_size),
-        "tokens": model.layout().num_tokens,
-        "rounds": asked.rounds,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "rows": [asdict(row) for row in rows],
-    }
+    return setting(asked, model, device) | {"rows": [asdict(row) for row in rows]}
 
 
 class _Labelled(ItemStream):

@@ -103,7 +103,7 @@ def _train_all(
 def _spec(built: Built, config: TrainConfig) -> ModelSpec:
     """Return what the measured model is now: its weights are not those that it began with."""
     backbone = (built.spare or built.objective).variant()
-    trained = f"{backbone.spec.weights}, trained {config.steps} steps by {config.objective}"
+    trained = f"trained {config.steps} steps ({config.objective}) from {backbone.spec.weights}"
     return replace(backbone.spec, weights=trained, digest=digest_module(backbone.module))
 
 

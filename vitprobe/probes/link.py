@@ -71,6 +71,12 @@ class Link:
         self._is_free = True
         raise StoppedError("the main process has failed")
 
+    def any(self, flag: bool) -> bool:
+        """Tell every process whether any raised a flag."""
+        raised = torch.tensor([int(flag)])
+        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
+        return bool(raised)
+
     def heed(self) -> None:
         """Raise where another process has failed."""
         if self._anyone_failed():

@@ -92,6 +92,10 @@ class Shards:
         gathered = self.gather(value)
         return self.on_main(lambda: gathered)
 
+    def any(self, flag: bool) -> bool:
+        """Tell every process whether any raised a flag; all must ask. Costs no wait for a GPU."""
+        return flag if self.link is None else self.link.any(flag)
+
     def on_main(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the main process, and return what it gave in every process."""
         if self.link is None:

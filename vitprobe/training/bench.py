@@ -96,7 +96,7 @@ def _own(backbone: Backbone, config: TrainConfig, engine: Engine, num_registers:
 def _by_hand(backbone: Backbone, batch: TrainBatch, config: TrainConfig, engine: Engine) -> Step:
     """Write the loop as one would: model, optimiser, forward, backward, clip, step."""
     backbone.reset_head(CLASSES, seed=config.seed)
-    model = copy.deepcopy(backbone.module).to(engine.device).train()
+    model = backbone.module.to(engine.device).train()
     if config.compile:
         for block in model.blocks:
             block.compile()

@@ -78,8 +78,8 @@ class Data:
 def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]) -> Data:
     """Open what a run reads, for images of (height, width) and patches of that size in pixels.
 
-    Held-out images are split off by the seed where no source of their own is given. Raises `ArgumentError` and
-    `InputError` in one line: no labels, one class, too few images, nothing to read.
+    Held-out images are split off, always the same ones, where no source of their own is given. Raises `ArgumentError`
+    and `InputError` in one line: no labels, one class, too few images, nothing to read.
     """
     if len(config.data) == 1 and config.data[0] in KINDS:
         return _open_scenes(config, size, patch)
@@ -97,7 +97,7 @@ def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]
             raise ArgumentError(f"{len(both)} held-out images are trained on too, {both[0]} first; give others")
     else:
         train, held = _split(config, train)
-    bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=config.seed)
+    bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=HELD_OUT_SEED)
     return Data(held, bank, train)
 
 

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vitprobe.backbones.base import Backbone
+from vitprobe.inputs.scene_stream import TASKS
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.objectives.base import Objective
 
@@ -39,7 +40,7 @@ class Engine:
         accelerator = Accelerator(  # which joins no processes on a machine without a GPU unless it is told "cpu"
             cpu=config.device == "cpu" or (several and not torch.cuda.is_available()),
             mixed_precision="no",  # autocast is this class's own, so that evaluation runs under it too
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=config.objective in _UNUSED)],
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_unused(config))],
         )
         precision = config.precision
         if precision == "auto":
@@ -101,19 +102,15 @@ class Engine:
         stacked = self.accelerator.reduce(torch.stack([t.float() for t in terms.values()]), "mean")
         return dict(zip(terms, stacked.unbind(), strict=True))
 
-    def any(self, flag: bool) -> bool:
-        """Tell whether any process raised a flag."""
-        if self.world == 1:
-            return flag
-        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.device), "sum") > 0)
-
     def wait(self) -> None:
         """Wait for all processes."""
         self.accelerator.wait_for_everyone()
 
 
-_UNUSED = ("self-distillation", "retrofit")
-"""Objectives that may leave trained parameters without a gradient in a step."""
+def _leaves_unused(config: TrainConfig) -> bool:
+    """Tell whether a step may leave trained parameters without a gradient: heads that wait, or a pool nobody reads."""
+    is_dense = config.objective == "supervised" and all(TASKS[name].is_dense for name in config.tasks if name in TASKS)
+    return is_dense or config.objective in ("self-distillation", "retrofit")
 
 
 def _backbones(objective: Objective) -> list[Backbone]:

@@ -163,7 +163,7 @@ def _steps(run: _Run, asked: list[int]) -> Evaluation:
     for done, terms in stepper.steps(batches, start):
         run.waiting.append((done, terms))
         due = done % config.eval_every == 0 or done == config.steps
-        stop = stepper.engine.any(bool(asked)) and done < config.steps
+        stop = run.shards.any(bool(asked)) and done < config.steps
         save = due or stop or done in kept
         if save or done % config.log_every == 0:
             run.look()
