@@ -112,6 +112,9 @@ def test_truth_of_patches_by_counting_pixels(config: SceneConfig, patch: int) ->
             pair = made.kinds[at, nearest] * len(COLOURS) + made.colours[at, nearest]
             assert truth["patch_object"][at, place] == held
             assert truth["patch_class"][at, place] == (pair + 1 if held else 0)
+            others = [c for k, c in enumerate(made.colours[at].tolist()) if k != nearest]
+            mates = min(others.count(int(made.colours[at, nearest])), 5)
+            assert truth["patch_mates"][at, place] == (mates if held else 0)
             assert float(truth["patch_depth"][at, place]) == pytest.approx(depth[at][here].mean(), rel=1e-5)
     assert torch.equal(truth["patch_coverage"], patch_coverage(made, patch))
     if config is MIXED:

@@ -58,7 +58,10 @@ def train_registers(
     limit: Annotated[int | None, _option(LEARN, "A random subset of this many images.")] = None,
     task: Annotated[
         list[str] | None,
-        _option(LEARN, "What supervised learns of scenes: count, majority, same, presence, patch_class ... Repeat."),
+        _option(
+            LEARN,
+            "What supervised learns of scenes: count, majority, same, patch_class, patch_mates ... Repeat.",
+        ),
     ] = None,
     dense_on_objects: Annotated[
         bool | None, _option(LEARN, "Take dense losses on patches that hold an object only.", "--dense-on-objects")

@@ -25,6 +25,8 @@ FIRST_HELD_OUT = 10**9
 """Number of the first held-out scene; no training gets that far."""
 LEAST_COVERAGE = 0.02
 """Share of a patch that objects must cover for the patch to hold an object."""
+MOST_MATES = 5
+"""Largest number of other objects of the same colour that `patch_mates` tells apart."""
 _CHUNK = 64
 """Scenes that are generated at once where only their truth is kept."""
 _PAIRS = len(KINDS) * len(COLOURS)
@@ -51,6 +53,7 @@ TASKS: Mapping[str, SceneTask] = {
     "background": SceneTask("classes", lambda _config: len(BACKGROUNDS)),
     "presence": SceneTask("multi-label", lambda _config: _PAIRS),
     "patch_class": SceneTask("dense classes", lambda _config: _PAIRS + 1),
+    "patch_mates": SceneTask("dense classes", lambda _config: MOST_MATES + 1),
     "patch_depth": SceneTask("dense regression", lambda _config: 1),
 }
 """What can be learnt of a scene; the truth of each is in `TrainBatch.truth` and in `scene_truth`, by the same name."""
@@ -75,7 +78,8 @@ def patch_truth(scenes: Scenes, patch: int) -> dict[str, Tensor]:
     """Return the truth of patches, row by row, for patches of `patch` pixels a side.
 
     `patch_class` (B, P) int64: 0 where objects cover less than 2 %, else 1 + kind x colours + colour of the object that
-    covers most; `patch_depth` (B, P) float32: mean depth; `patch_object` (B, P) bool: whether objects cover 2 % or
+    covers most; `patch_mates` (B, P) int64: how many other objects have that object's colour, 5 for 5 or more, 0 where
+    there is none; `patch_depth` (B, P) float32: mean depth; `patch_object` (B, P) bool: whether objects cover 2 % or
     more; `patch_coverage` (B, rows, cols) float32. Raises ArgumentError unless `patch` divides height and width.
     """
     height, width = scenes.masks.shape[2:]
@@ -86,10 +90,13 @@ def patch_truth(scenes: Scenes, patch: int) -> dict[str, Tensor]:
     coverage = covered.sum(1, dtype=wide_enough).float() / patch**2  # (B, rows, cols)
     on = (coverage >= LEAST_COVERAGE).flatten(1)  # (B, P)
     pairs = scenes.kinds * len(COLOURS) + scenes.colours  # (B, K)
-    found = pairs.gather(1, covered.flatten(2).argmax(1))  # (B, P)
+    covers_most = covered.flatten(2).argmax(1)  # (B, P)
+    alike = (scenes.colours[:, :, None] == scenes.colours[:, None]) & scenes.present[:, None]  # (B, K, K)
+    mates = (alike.sum(2) - 1).clamp(0, MOST_MATES)  # (B, K)
     depth = _sums(scenes.depth, patch, torch.float32) / patch**2  # (B, rows, cols)
     return {
-        "patch_class": torch.where(on, found + 1, 0),
+        "patch_class": torch.where(on, pairs.gather(1, covers_most) + 1, 0),
+        "patch_mates": torch.where(on, mates.gather(1, covers_most), 0),
         "patch_depth": depth.flatten(1),
         "patch_object": on,
         "patch_coverage": coverage,

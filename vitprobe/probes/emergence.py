@@ -21,9 +21,9 @@ MIN_P99, MAX_Q95 = 3.0, 2.0
 """(a) A gap and no tail: 99th percentile of norms over their median at least, 95th percentile under."""
 SHARES = (0.003, 0.05)
 """(b) Least and largest share of patch tokens that are outliers."""
-MIN_BACKGROUND, MAX_EXCESS, MIN_EXPECTED = 0.8, 2.0, 20
+MIN_BACKGROUND, MAX_EXCESS, MAX_CHANCE = 0.8, 2.0, 1e-3
 """(c) Least share of outliers on background; most that a colour, a kind of background or a position may be over its
-share of the background patches; a class expected to hold fewer outliers than MIN_EXPECTED is too small to be judged."""
+share of the background patches; and the chance, over all classes, at which more than that is held to be no accident."""
 MIN_RECEIVED, MIN_BLOCKS = 5.0, 2
 """(e) Attention received, in multiples of the uniform share, at least, in so many blocks."""
 MAX_LEFT = 2.0
@@ -75,10 +75,11 @@ class Emergence:
     """Share of them on background."""
     background_base: float
     """Share of all patches on background."""
-    colour_excess: float | None
-    """Among those on background, the most that a colour is over its share of the background; None: too few."""
-    ground_excess: float | None
-    position_excess: float | None
+    colour_excess: float
+    """Among those on background, the most that a colour is over its share of the background; more than 2 only where
+    that is no chance."""
+    ground_excess: float
+    position_excess: float
     cosine: float
     cosine_base: float
     received: list[float]
@@ -179,7 +180,7 @@ def judge_block(reading: SceneReading, block: int) -> Emergence:
     attended = sum(value >= MIN_RECEIVED for value in received)
     on_background, base = float(ground[chosen].mean()), float(ground.mean())
     cosine, cosine_base = float(reading.cosine[chosen].mean()), float(reading.cosine.mean())
-    even = all(value is not None and value <= MAX_EXCESS for value in excess)
+    even = max(excess) <= MAX_EXCESS
     answers = {
         "a gap": _gap(median, q95, p99) and _gap(middle, c95, c99),
         "b share": SHARES[0] <= share <= SHARES[1],
@@ -242,13 +243,21 @@ def _gap(median: float, q95: float, p99: float) -> bool:
     return p99 >= MIN_P99 * median and q95 < MAX_Q95 * median
 
 
-def _excess(values: np.ndarray, chosen: np.ndarray, among: np.ndarray) -> float | None:
-    """Return the most that a class is over its share of ``among``, of classes that should hold enough of ``chosen``."""
+def _excess(values: np.ndarray, chosen: np.ndarray, among: np.ndarray) -> float:
+    """Return by how much a class of ``chosen`` is over its share of ``among``, at worst.
+
+    Of a class over `MAX_EXCESS` it counts only if chance alone would hardly give that many (Poisson, Bonferroni over
+    the classes); so few outliers over many positions are not taken for a preference. 0 where nothing was chosen.
+    """
+    from scipy.stats import poisson
+
     base = np.bincount(values[among]).astype(float)
-    number = int(chosen.sum())
-    expected = base / max(base.sum(), 1) * number
-    judged = expected >= MIN_EXPECTED
-    if not judged.any():
-        return None
     found = np.bincount(values[chosen], minlength=len(base))
-    return float((found[judged] / expected[judged]).max())
+    used = base > 0
+    expected = base[used] / max(base.sum(), 1) * found.sum()
+    if not found.any():
+        return 0.0
+    over = found[used] / expected
+    certain = poisson.sf(found[used] - 1, MAX_EXCESS * expected) < MAX_CHANCE / used.sum()
+    kept = over[certain | (over <= MAX_EXCESS)]
+    return float(kept.max(initial=0.0))

@@ -17,7 +17,7 @@ from vitprobe.training.evaluation import evaluate
 from vitprobe.training.variants import Variant
 
 IMAGE = ("count", "majority", "same", "background", "presence")
-DENSE = ("patch_class", "patch_depth")
+DENSE = ("patch_class", "patch_mates", "patch_depth")
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_held_out_measures_are_shares_of_right_answers(built: Built) -> None:
         answers = {name: answer.numpy() for name, answer in made.answers(images).items()}
     truth = {name: value.numpy() for name, value in scene_truth(items, patch=4).items()}
     right = {}
-    for name in (*IMAGE, "patch_class"):
+    for name in (*IMAGE, "patch_class", "patch_mates"):
         if name == "presence":
             right[name] = ((answers[name] > 0) == (truth[name] == 1)).mean()
         else:
