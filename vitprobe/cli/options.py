@@ -12,7 +12,8 @@ MEASURE, INPUT, RUN, OUTPUT = "What is measured", "Which images", "How it runs",
 Inputs = Annotated[
     list[str] | None,
     typer.Argument(
-        help="Images: files, folders, globs, Parquet, WebDataset tar shards, - (a list on stdin), samples, scenes.",
+        help="Images: files, folders, globs, Parquet, WebDataset tar shards, - (a list on stdin), samples, scenes, "
+        "scenes:sparse, scenes:crowded.",
         show_default="sample images that are always at hand",
     ),
 ]

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.samples import sample_items
-from vitprobe.inputs.scenes import MIXED, scene_items
+from vitprobe.inputs.scenes import NAMED, SceneConfig, scene_items
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 FORMATS = ("png", "svg", "pdf")
@@ -120,5 +121,8 @@ def one_each(weights: Sequence[str], models: Sequence[str]) -> list[str]:
 def generated(limit: int | None, seed: int, *, few: bool) -> Mapping[str, Callable[[], Sequence]]:
     """Return the inputs that need no file: sample photographs and scenes."""
     number = FEW_SCENES if few else limit or SCENES
-    config = replace(MIXED, size=SCENE_SIZE)
-    return {"samples": sample_items, "scenes": lambda: scene_items(number, config=config, seed=seed)}
+
+    def scenes(config: SceneConfig) -> Sequence:
+        return scene_items(number, config=replace(config, size=SCENE_SIZE), seed=seed)
+
+    return {"samples": sample_items, **{name: partial(scenes, config) for name, config in NAMED.items()}}

@@ -8,8 +8,8 @@ from typing import Any
 from vitprobe.backbones.zoo import ALIASES, ORGANISMS
 from vitprobe.cli import parse
 from vitprobe.errors import ArgumentError
+from vitprobe.inputs.scenes import NAMED
 from vitprobe.training.config import EXTRA
-from vitprobe.training.data import KINDS
 
 NAMES = {"num_reg": "num_registers", "arch_arg": "arch_args", "objective_arg": "extra", "task": "tasks"}
 """Options of the command that `TrainConfig` calls otherwise."""
@@ -60,7 +60,7 @@ def options(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lasting(text: str) -> str:
     """Return a path, or a pattern of paths, so that a run resumed from another folder finds the same; else the text."""
-    is_path = text not in KINDS and ("*" in text or "{" in text or os.path.exists(text))
+    is_path = text not in NAMED and ("*" in text or "{" in text or os.path.exists(text))
     return os.path.abspath(text) if is_path else text
 
 

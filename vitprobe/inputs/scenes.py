@@ -7,8 +7,8 @@ Image `i` of a seed depends on `(config, seed, i)` alone, and lengths are relati
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -72,6 +72,7 @@ SPARSE = SceneConfig(max_shapes=4, radius=(0.11, 0.2))
 """One to four shapes: most of the image is background."""
 CROWDED = SceneConfig(min_shapes=17, max_shapes=20, radius=(0.14, 0.21))
 """Shapes nearly everywhere: blank areas are rare."""
+NAMED = {"scenes": MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:crowded": CROWDED}
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class SceneItem:
 
     @property
     def name(self) -> str:
-        """Give a name such as `scenes/seed0/000012`."""
-        return f"scenes/seed{self.seed}/{self.index:06d}"
+        """Give a name such as `scenes/seed0/000012`, or `scenes:sparse/seed0/000012`."""
+        return f"{_kind(self.config)}/seed{self.seed}/{self.index:06d}"
 
     def read(self) -> "Decoded":
         """Draw the scene as an 8-bit RGB image; the digest is that of its size and pixels."""
@@ -182,6 +183,12 @@ class SceneItem:
 def scene_items(num: int, *, config: SceneConfig = MIXED, seed: int) -> Sequence[SceneItem]:
     """List the first `num` scenes of a seed, none of them drawn yet."""
     return tuple(SceneItem(seed=seed, index=index, config=config) for index in range(num))
+
+
+@lru_cache
+def _kind(config: SceneConfig) -> str:
+    """Return the first name of a config, whatever its size; ``scenes`` for one that has none."""
+    return next((name for name, named in NAMED.items() if replace(named, size=config.size) == config), "scenes")
 
 
 def _draw(keys: Tensor, config: SceneConfig) -> Scenes:

@@ -21,14 +21,12 @@ from vitprobe.inputs.augment import (
 )
 from vitprobe.inputs.labels import Labelled, open_labelled
 from vitprobe.inputs.scene_stream import FIRST_HELD_OUT, SceneStream, scene_set, scene_truth
-from vitprobe.inputs.scenes import CROWDED, MIXED, SPARSE, SceneConfig
+from vitprobe.inputs.scenes import NAMED, SceneConfig
 from vitprobe.inputs.stream import ItemStream
 from vitprobe.probes.shards import Shards
-from vitprobe.training.config import SCENES, TrainConfig
+from vitprobe.training.config import TrainConfig
 from vitprobe.training.held_out import HeldOut, Reader
 
-KINDS = {SCENES: MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:crowded": CROWDED}
-"""Generated data by name."""
 FIRST_BANK = 2 * FIRST_HELD_OUT
 """Number of the first scene that votes in k-NN; no training gets that far."""
 HELD_OUT_SEED = 0
@@ -81,9 +79,9 @@ def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]
     Held-out images are split off, always the same ones, where no source of their own is given. Raises `ArgumentError`
     and `InputError` in one line: no labels, one class, too few images, nothing to read.
     """
-    if len(config.data) == 1 and config.data[0] in KINDS:
+    if len(config.data) == 1 and config.data[0] in NAMED:
         return _open_scenes(config, size, patch)
-    if any(name in KINDS for name in config.data):
+    if any(name in NAMED for name in config.data):
         raise ArgumentError(f"got --data {', '.join(config.data)}; scenes cannot be mixed with pictures")
     if "-" in (*config.data, *config.held_out):
         raise ArgumentError("got -, a list on stdin, which a resumed run could not read again; give files or folders")
@@ -135,7 +133,7 @@ def _open_scenes(config: TrainConfig, size: tuple[int, int], patch: tuple[int, i
         raise ArgumentError("got --held-out with scenes, whose held-out images are generated; leave it out")
     if patch[0] != patch[1]:
         raise ArgumentError(f"got patches of {patch[0]} x {patch[1]} px; the truth of scenes needs square ones")
-    scenes = replace(KINDS[config.data[0]], size=size)
+    scenes = replace(NAMED[config.data[0]], size=size)
     held = scene_set(config.num_held_out, config=scenes, seed=HELD_OUT_SEED, first=FIRST_HELD_OUT)
     bank = scene_set(config.num_bank, config=scenes, seed=HELD_OUT_SEED, first=FIRST_BANK)
     return Data(held, bank, None, scenes, scene_truth(held.items, patch=patch[0]))
