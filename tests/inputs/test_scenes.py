@@ -15,6 +15,7 @@ from vitprobe.inputs.scene_shapes import BACKGROUNDS, COLOURS, KINDS
 from vitprobe.inputs.scenes import (
     CROWDED,
     MIXED,
+    NAMED,
     SPARSE,
     SceneConfig,
     SceneItem,
@@ -258,7 +259,7 @@ def test_items_read_the_generated_image() -> None:
     items = scene_items(14, config=config, seed=0)
     item = pickle.loads(pickle.dumps(items[12]))
     assert len(items) == 14 and item == items[12] == SceneItem(seed=0, index=12, config=config)
-    assert item.name == "scenes/seed0/000012"
+    assert item.name == "scenes:sparse/seed0/000012"
     decoded = item.read()
     assert decoded.image.mode == "RGB" and decoded.image.size == (30, 40) and decoded.notes == ()
     pixels = torch.from_numpy(np.array(decoded.image)).permute(2, 0, 1) / 255
@@ -298,3 +299,14 @@ def test_a_bad_config_is_refused_in_one_line(change: dict[str, object], message:
 def test_bad_ranges_are_refused(change: dict[str, int]) -> None:
     with pytest.raises(ArgumentError, match="give num >= 1"):
         generate(**({"num": 2, "seed": 0} | change))
+
+
+def test_every_kind_has_a_name_of_its_own() -> None:
+    """Two kinds of one seed and number are other images, so they must not be taken for one."""
+    names = [scene_items(1, config=replace(config, size=(64, 64)), seed=3)[0].name for config in NAMED.values()]
+    assert len(set(names)) == len(set(NAMED.values()))
+    assert names[0] == "scenes/seed3/000000"
+    assert scene_items(1, config=SceneConfig(palette=("red",)), seed=3)[0].name == "scenes/seed3/000000"
+    single = generate(200, config=NAMED["scenes:single"], seed=0)
+    assert set(single.count.tolist()) == {1}
+    assert 0.04 < single.masks.any(1).float().mean() < 0.12

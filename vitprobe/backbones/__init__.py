@@ -4,10 +4,11 @@ Nothing heavy is imported until a backbone is loaded.
 """
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprobe.backbones.zoo import ALIASES, HUB, LOCAL, NAMES_HELP, ORGANISMS, read_config
+from vitprobe.backbones.zoo import ALIASES, EMBEDDED, HUB, LOCAL, NAMES_HELP, ORGANISMS, SHIPPED, read_config
 from vitprobe.errors import ArgumentError, WeightsError
 
 if TYPE_CHECKING:
@@ -27,10 +28,10 @@ def load(
 
     ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, a repository of the hub or a folder as the
     libraries take them (``[timm:]hf-hub:ORG/NAME``, ``open_clip:hf-hub:ORG/NAME``, ``local-dir:PATH``), an organism,
-    or a checkpoint's folder. ``weights``: ``hub`` (the libraries' cache and client), a file, or ``random`` with
-    ``seed``. ``image_size``: (height, width) in pixels, multiples of the patch; by default the size the weights were
-    made for. ``pos_embed``: how positions come to another size, ``timm`` or, for DINOv2 without registers,
-    ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where weights
+    a small model that is shipped, or a checkpoint's folder. ``weights``: ``hub`` (the libraries' cache and client), a
+    file, or ``random`` with ``seed``. ``image_size``: (height, width) in pixels, multiples of the patch; by default the
+    size the weights were made for. ``pos_embed``: how positions come to another size, ``timm`` or, for DINOv2 without
+    registers, ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where weights
     cannot be had.
     """
     if weights not in ("hub", "random") and not Path(weights).is_file():
@@ -47,7 +48,7 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
     from vitprobe.backbones.positions import check_official
 
     entry = ALIASES.get(name)
-    library, architecture = ("", "") if entry or name in ORGANISMS else _read_name(name)
+    library, architecture = ("", "") if entry or name in EMBEDDED else _read_name(name)
     library = entry.library if entry else library
     if pos_embed == "official" and library != "timm":
         check_official(name, "", num_registers=0)
@@ -57,6 +58,8 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
         if weights != "hub":
             raise ArgumentError(f"{name} is planted from a seed and takes no weights; leave --weights out")
         return load_organism(name, image_size=image_size, seed=seed)
+    if name in SHIPPED:
+        return _load_shipped(name, weights, image_size)
     blank = {"weights": "", "digest": "", "image_size": (0, 0), "num_registers": 0, "pos_embed": pos_embed}
     if library == "timm":
         from vitprobe.backbones.timm_vit import load_timm
@@ -73,6 +76,24 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
         architecture, _, tag = architecture.partition("/")
     spec = ModelSpec(name, "open_clip", architecture, paradigm="text-supervised", **blank)
     return load_open_clip(spec, tag=tag or None, weights=weights, image_size=image_size, seed=seed)
+
+
+def _load_shipped(name: str, weights: str, image_size: tuple[int, int] | None) -> "Backbone":
+    from vitprobe.backbones.base import ModelSpec
+    from vitprobe.backbones.timm_vit import load_timm
+
+    if weights != "hub":
+        raise ArgumentError(f"{name} is shipped with its weights and takes no others; leave --weights out")
+    folder = Path(__file__).parent / "shipped" / name
+    spec = ModelSpec(name, "timm", f"{LOCAL}{folder}", "", "", (0, 0), 0, paradigm="supervised")
+    backbone = load_timm(spec, weights="hub", image_size=image_size, seed=0)
+    architecture = read_config(folder / "config.json", label=name, kind="architecture")["architecture"]
+    told = {
+        "library": "vitprobe",
+        "architecture": f"{architecture}, {backbone.num_blocks} blocks",
+        "weights": "shipped",
+    }
+    return backbone.rewrap(backbone.module, replace(backbone.spec, **told))
 
 
 def _read_name(name: str) -> tuple[str, str]:
@@ -107,5 +128,5 @@ def _is_open_clip_folder(folder: Path) -> bool:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, (*ORGANISMS, *ALIASES), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, (*EMBEDDED, *ALIASES), n=3, cutoff=0.5)
     return f"got model {name!r}; allowed is {NAMES_HELP}" + (f"; did you mean {' or '.join(near)}?" if near else "")

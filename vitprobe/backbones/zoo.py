@@ -85,12 +85,16 @@ SHORT_NAMES = {"deit3": "deit3-b16", "openclip": "openclip-b16", "dinov2": "dino
 """The sizes that Darcet et al. train (arXiv 2309.16588, section 3)."""
 
 ORGANISMS = ("organism", "organism-reg4", "organism-content", "organism-clean")
+SHIPPED = ("scenes-content", "scenes-content-reg4")
+"""Trained here on generated scenes; each is a folder in ``shipped/``, with a card that says how."""
+EMBEDDED = (*ORGANISMS, *SHIPPED)
+"""What needs no weights from anywhere."""
 
 ALIASES: dict[str, ZooEntry] = {entry.alias: entry for entry in ZOO}
 ALIASES.update({short: ALIASES[alias] for short, alias in SHORT_NAMES.items()})
 
 NAMES_HELP = (
-    "an alias (" + ", ".join((*ORGANISMS, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG, "
+    "an alias (" + ", ".join((*EMBEDDED, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG, "
     "hf-hub:ORG/NAME or a checkpoint's folder"
 )
 

@@ -4,14 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprobe.backbones.zoo import ORGANISMS, SHORT_NAMES, ZOO, ZooEntry
+from vitprobe.backbones.zoo import EMBEDDED, ORGANISMS, SHORT_NAMES, ZOO, ZooEntry
 
 COLUMNS = {
     "alias": "left", "short name": "left", "paradigm": "left", "M params": "right", "patch": "right", "size": "right",
     "registers": "right", "licence": "left", "library": "left", "tag": "left", "cached": "left",
 }  # fmt: skip
 ORGANISM = {"library": "vitprobe", "paradigm": "planted", "params": 0.7, "patch": 16, "image_size": 224}
-"""The same for all organisms; tests hold it to what is built."""
+TRAINED = {"library": "vitprobe", "paradigm": "supervised", "params": 0.2, "patch": 4, "image_size": 32}
+"""The same for all organisms, and for all that were trained; tests hold it to what is built."""
 
 
 def models(
@@ -23,7 +24,7 @@ def models(
     """
     from json import dumps
 
-    rows = [_row(entry) for entry in ZOO] + [_organism_row(name) for name in ORGANISMS]
+    rows = [_row(entry) for entry in ZOO] + [_embedded_row(name) for name in EMBEDDED]
     if json:
         typer.echo(dumps(rows, indent=2))
         return
@@ -53,14 +54,15 @@ def _row(entry: ZooEntry) -> dict[str, Any]:
     }
 
 
-def _organism_row(name: str) -> dict[str, Any]:
+def _embedded_row(name: str) -> dict[str, Any]:
+    planted = name in ORGANISMS
     return {
         "alias": name,
         "short_name": None,
-        **ORGANISM,
+        **(ORGANISM if planted else TRAINED),
         "num_registers": 4 if name.endswith("-reg4") else 0,
         "licence": "Apache-2.0",
-        "source": "planted by vitprobe from a seed",
+        "source": "planted by vitprobe from a seed" if planted else "trained on scenes by vitprobe; see its card",
         "architecture": name,
         "tag": None,
         "file": None,

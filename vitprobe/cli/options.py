@@ -13,7 +13,7 @@ Inputs = Annotated[
     list[str] | None,
     typer.Argument(
         help="Images: files, folders, globs, Parquet, WebDataset tar shards, - (a list on stdin), samples, scenes, "
-        "scenes:sparse, scenes:crowded.",
+        "scenes:single, scenes:sparse, scenes:crowded.",
         show_default="sample images that are always at hand",
     ),
 ]

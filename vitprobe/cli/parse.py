@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from vitprobe.backbones.zoo import EMBEDDED
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.samples import sample_items
 from vitprobe.inputs.scenes import NAMED, SceneConfig, scene_items
@@ -108,9 +109,9 @@ def head(text: str) -> int | str:
 
 
 def one_each(weights: Sequence[str], models: Sequence[str]) -> list[str]:
-    """Give every model its weights: one value stands for all but organisms, else there is one for each."""
+    """Give every model its weights: one value stands for all but what is embedded, else there is one for each."""
     if len(weights) == 1:
-        return [weights[0] if not name.startswith("organism") or weights[0] != "random" else "hub" for name in models]
+        return [weights[0] if name not in EMBEDDED or weights[0] != "random" else "hub" for name in models]
     if len(weights) != len(models):
         raise ArgumentError(
             f"got {len(weights)} --weights for {len(models)} models; give one, or one for each in order"

@@ -5,6 +5,7 @@ whatever batch it is drawn in. Lengths are in units of the image's short side; y
 """
 
 import math
+from collections import Counter
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ COLOURS = {
 """RGB in [0, 1] of each named colour, from dark to light; a scene's `colours` are positions in this order."""
 BACKGROUNDS = ("plain", "graded", "textured")
 """Background kinds; a scene's `background` is a position in this tuple."""
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS += ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")
 
 SQUARE, TRIANGLE, ARM, ARM_WIDTH = 0.88, 1.4, 1.15, 0.4
 """Half side of the square, circumradius of the triangle, half length and half width of the cross's arms, in radii."""
@@ -236,3 +240,15 @@ def _mix(words: Tensor) -> Tensor:
     words = (words ^ ((words >> 30) & (2**34 - 1))) * _MIX_A
     words = (words ^ ((words >> 27) & (2**37 - 1))) * _MIX_B
     return words ^ ((words >> 31) & (2**33 - 1))
+
+
+def caption(kinds: list[int], colours: list[int], background: int) -> str:
+    """Describe a scene exactly, in English: kinds and colours of its slots (-1 where empty), and its background."""
+    groups = Counter((colour, kind) for kind, colour in zip(kinds, colours, strict=True) if kind >= 0)
+    phrases = []
+    for (colour, kind), number in groups.items():
+        plural = "" if number == 1 else "es" if KINDS[kind] == "cross" else "s"
+        phrases.append(f"{'a' if number == 1 else NUMBERS[number]} {tuple(COLOURS)[colour]} {KINDS[kind]}{plural}")
+    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
+    total = sum(groups.values())
+    return f"{NUMBERS[total]} shape{'s' * (total > 1)}: {listed} on a {BACKGROUNDS[background]} background"

@@ -5,7 +5,6 @@ Image `i` of a seed depends on `(config, seed, i)` alone, and lengths are relati
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
 COLOUR_NAMES = tuple(COLOURS)
 MIN_VISIBLE = 0.3
 """A shape of which a smaller share is visible is left out of the scene."""
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_NUMBERS += ("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty")
 _MIN_SIDE, _JUDGED_SIDE, _CHUNK = 16, 32, 2**20
 # One stream of random numbers for each thing drawn; the backgrounds use four.
 _NUMBER, _SLOTS, _DEPTH, _RADIUS, _KIND, _CELL, _JITTER, _TILT, _COLOUR, _TIE, _NOISE, _SHADE, _BACKGROUND = range(13)
@@ -53,9 +50,9 @@ class SceneConfig:
     def __post_init__(self) -> None:
         if len(self.size) != 2 or not all(isinstance(side, int) and side >= _MIN_SIDE for side in self.size):
             raise ArgumentError(f"scene size {self.size}: give (height, width), whole numbers of at least {_MIN_SIDE}")
-        if not 1 <= self.min_shapes <= self.max_shapes < len(_NUMBERS):
+        if not 1 <= self.min_shapes <= self.max_shapes < len(shapes.NUMBERS):
             got = f"{self.min_shapes} to {self.max_shapes} shapes"
-            raise ArgumentError(f"{got}: give 1 <= min_shapes <= max_shapes <= {len(_NUMBERS) - 1}")
+            raise ArgumentError(f"{got}: give 1 <= min_shapes <= max_shapes <= {len(shapes.NUMBERS) - 1}")
         if len(self.radius) != 2 or not 0.08 <= self.radius[0] <= self.radius[1] <= 0.4:
             raise ArgumentError(f"scene radius {self.radius}: give (farthest, nearest) with 0.08 <= far <= near <= 0.4")
         if not 0 <= self.pixel_noise <= 0.2:
@@ -72,7 +69,15 @@ SPARSE = SceneConfig(max_shapes=4, radius=(0.11, 0.2))
 """One to four shapes: most of the image is background."""
 CROWDED = SceneConfig(min_shapes=17, max_shapes=20, radius=(0.14, 0.21))
 """Shapes nearly everywhere: blank areas are rare."""
-NAMED = {"scenes": MIXED, "scenes:mixed": MIXED, "scenes:sparse": SPARSE, "scenes:crowded": CROWDED}
+SINGLE = SceneConfig(max_shapes=1, radius=(0.11, 0.2))
+"""One shape: a tenth of the image."""
+NAMED = {
+    "scenes": MIXED,
+    "scenes:mixed": MIXED,
+    "scenes:sparse": SPARSE,
+    "scenes:crowded": CROWDED,
+    "scenes:single": SINGLE,
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class Scenes:
     def captions(self) -> list[str]:
         """Describe each scene exactly, in English; objects are named from the nearest on."""
         rows = zip(self.kinds.tolist(), self.colours.tolist(), self.background.tolist(), strict=True)
-        return [_caption(*row) for row in rows]
+        return [shapes.caption(*row) for row in rows]
 
 
 @dataclass(frozen=True)
@@ -287,14 +292,3 @@ def _colour(keys: Tensor, kinds: Tensor, wish: Tensor, config: SceneConfig) -> T
     colours = palette[colours].where(kinds >= 0, torch.tensor(-1))
     draw = shapes.uniform(keys, _TIE, slots * len(COLOURS)).reshape(num, slots, -1)  # (B, K, colours)
     return shapes.untie(kinds, colours, draw, wish=wish)
-
-
-def _caption(kinds: list[int], colours: list[int], background: int) -> str:
-    groups = Counter((colour, kind) for kind, colour in zip(kinds, colours, strict=True) if kind >= 0)
-    phrases = []
-    for (colour, kind), number in groups.items():
-        plural = "" if number == 1 else "es" if KINDS[kind] == "cross" else "s"
-        phrases.append(f"{'a' if number == 1 else _NUMBERS[number]} {COLOUR_NAMES[colour]} {KINDS[kind]}{plural}")
-    listed = " and ".join([", ".join(phrases[:-1]), phrases[-1]] if len(phrases) > 1 else phrases)
-    total = sum(groups.values())
-    return f"{_NUMBERS[total]} shape{'s' * (total > 1)}: {listed} on a {BACKGROUNDS[background]} background"

@@ -12,7 +12,8 @@ from vitprobe.plots import style
 from vitprobe.probes import emergence
 
 Run = Mapping[str, Any]
-"""``name`` and ``blocks``: what `vitprobe.probes.emergence.Emergence.as_dict` gives of each block."""
+"""``name`` and ``blocks``: what `vitprobe.probes.emergence.Emergence.as_dict` gives of each block. Of pictures, whose
+objects nobody knows, ``norms`` in its place: the lines of the blocks in the summary of ``norms``."""
 ASKED = {"color": style.OUTLIERS, "linewidth": 0.9, "linestyle": (0, (4, 2))}
 LOOKS = {
     "highest": {"marker": "o", "color": style.INK, "linestyle": "none"},
@@ -22,7 +23,13 @@ LOOKS = {
 
 def summit(run: Run) -> Mapping[str, Any]:
     """Return the block of a run with the largest 99th percentile of norms over their median."""
-    return max(run["blocks"], key=lambda block: block["p99"])
+    blocks = run.get("blocks") or [_of_norms(line["norm"]) for line in run["norms"]]
+    return max(blocks, key=lambda block: block["p99"])
+
+
+def _of_norms(norm: Mapping[str, float]) -> dict[str, Any]:
+    unknown = {"q95": np.nan, "background": np.nan, "background_base": np.nan, "received": [np.nan]}
+    return unknown | {"p99": norm["p99"] / norm["median"], "largest": norm["max"] / norm["median"]}
 
 
 class SearchDisplay:
@@ -49,10 +56,11 @@ class SearchDisplay:
     def _tail(self, rows: np.ndarray, blocks: list[Mapping[str, Any]]) -> None:
         ax = self.ax_
         ends = np.array([[one["q95"], one["largest"]] for one in blocks])  # (n, 2)
-        ax.hlines(rows, *ends.T, color=style.BULK, linewidth=2.5)
+        starts = np.where(np.isnan(ends[:, 0]), [one["p99"] for one in blocks], ends[:, 0])
+        ax.hlines(rows, starts, ends[:, 1], color=style.BULK, linewidth=2.5)
         ax.plot([one["p99"] for one in blocks], rows, **LOOKS["highest"])
         ax.axvline(emergence.MIN_P99, **ASKED)
-        style.log_scale(ax.xaxis, 1, max(1.1 * ends.max(), 1.2 * emergence.MIN_P99), most=5)
+        style.log_scale(ax.xaxis, 1, max(1.1 * np.nanmax(ends), 1.2 * emergence.MIN_P99), most=5)
         style.set_title(ax, "norm / median", "95 % to largest; dot: 99 %")
 
     def _place(self, rows: np.ndarray, blocks: list[Mapping[str, Any]]) -> None:
@@ -69,7 +77,7 @@ class SearchDisplay:
         most = np.array([max(one["received"]) for one in blocks])
         ax.plot(most, rows, **LOOKS["highest"])
         ax.axvline(emergence.MIN_RECEIVED, **ASKED)
-        style.log_scale(ax.xaxis, 0.5, max(1.3 * most.max(), 1.3 * emergence.MIN_RECEIVED), most=5)
+        style.log_scale(ax.xaxis, 0.5, 1.3 * max(np.nanmax(most, initial=0), emergence.MIN_RECEIVED), most=5)
         style.set_title(ax, "attention received", "× uniform, its highest block")
 
 

@@ -1,0 +1,44 @@
+"""Judge finished trainings by the criterion of emergence, as a search over recipes needs it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vitprobe.backbones import load
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.scenes import NAMED
+from vitprobe.probes.emergence import judge_all, nearest, read_scenes
+
+NUM_SCENES = 2000
+"""Held-out scenes that a model is judged by."""
+
+
+def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
+    """Judge every variant of a finished ``train-registers``; returns a row each, as JSON can hold it.
+
+    A row has ``num_registers``, held-out ``measures``, the ``verdict`` of ``norms`` with its line for each block
+    (``norms``) and, where it was trained on scenes, ``blocks``: the criterion at every block on ``num`` scenes of the
+    same kind, with the ``answers`` of the block that meets most of it. Nothing is known of what pictures show, so of
+    models trained on them the criterion says nothing. Raises `ArgumentError` for a folder without a result.
+    """
+    try:
+        options = json.loads((folder / "run.json").read_text())["options"]
+        result = json.loads((folder / "result.json").read_text())
+    except OSError as error:
+        raise ArgumentError(f"{folder} holds no finished training ({error.strerror}); give its --out folder") from error
+    rows, data = [], options["data"][0]
+    for found in result["summary"]["variants"]:
+        row = {key: found[key] for key in ("num_registers", "measures", "verdict")}
+        row |= {"norms": [_brief(line) for line in found["norms"]["blocks"]], "steps": options["steps"]}
+        row |= {key: result["provenance"][key] for key in ("device", "dtype", "versions")}
+        if data in NAMED:
+            reading = read_scenes(load(str(folder / found["name"] / "last")), config=NAMED[data], num=num)
+            blocks = judge_all(reading)
+            row |= {"blocks": [one.as_dict() for one in blocks], "answers": nearest(blocks).answers}
+            row["register_received"] = reading.register_received.round(4).tolist()
+        rows.append(row)
+    return rows
+
+
+def _brief(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: line[key] for key in ("block", "norm", "outlier_fraction", "verdict") if key in line}
