@@ -178,7 +178,7 @@ def test_labels_agree_with_the_objects(scenes: Scenes) -> None:
         assert scenes.same[image] == (len(set(pairs)) < len(pairs))
 
 
-WORDS = dict(zip(module._NUMBERS, range(21), strict=True)) | {"a": 1}
+WORDS = dict(zip(shapes.NUMBERS, range(21), strict=True)) | {"a": 1}
 
 
 def test_captions_say_what_is_there(scenes: Scenes) -> None:

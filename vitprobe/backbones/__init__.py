@@ -31,8 +31,8 @@ def load(
     a small model that is shipped, or a checkpoint's folder. ``weights``: ``hub`` (the libraries' cache and client), a
     file, or ``random`` with ``seed``. ``image_size``: (height, width) in pixels, multiples of the patch; by default the
     size the weights were made for. ``pos_embed``: how positions come to another size, ``timm`` or, for DINOv2 without
-    registers, ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where weights
-    cannot be had.
+    registers, ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where
+    weights cannot be had.
     """
     if weights not in ("hub", "random") and not Path(weights).is_file():
         raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
