@@ -5,7 +5,7 @@ import torch
 
 from vitprobe.backbones import load
 from vitprobe.backbones.base import digest_module
-from vitprobe.backbones.zoo import ALIASES, ORGANISMS, SHORT_NAMES, ZOO, ZooEntry
+from vitprobe.backbones.zoo import ALIASES, EMBEDDED, SHORT_NAMES, ZOO, ZooEntry
 from vitprobe.errors import ArgumentError
 
 SIZES = {
@@ -30,7 +30,7 @@ def test_every_promised_alias_exists() -> None:
     assert {entry.alias for entry in ZOO} == promised
     assert len(ZOO) == len(promised)
     assert set(ALIASES) == promised | set(SHORT_NAMES)
-    assert not set(ALIASES) & set(ORGANISMS)
+    assert not set(ALIASES) & set(EMBEDDED)
 
 
 def test_short_names() -> None:

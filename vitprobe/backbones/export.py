@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,5 +267,7 @@ def _write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], texts: Map
             save_file(dict(state), folder / name, metadata={"format": "pt"})
         for name, text in texts.items():
             (folder / name).write_text(text)
+        for name in tensors:
+            shutil.copymode(folder / next(iter(texts)), folder / name)  # safetensors lets nobody else read them
     except (OSError, SafetensorError) as error:
         raise OutputError(f"cannot write into {folder} ({' '.join(str(error).split())[:200]})") from error
