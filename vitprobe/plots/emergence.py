@@ -118,5 +118,19 @@ class GrowthDisplay:
         style.label_blocks(ax, len(self.readings[0][1]))
         ax.set_ylim(1, None)
         ax.set_ylabel("99 % of norms / median")
-        ax.legend(title="step", loc="upper left", bbox_to_anchor=(1, 1))
+        ax.legend(title="step", loc="upper left", ncols=2, handlelength=1.2)
         return self
+
+
+@style.paper()
+def draw_growth(readings: Mapping[str, Sequence[tuple[int, Sequence[Mapping[str, Any]]]]]) -> Figure:
+    """Draw the growth of the tail in several trainings beside each other, on one scale; keys are titles."""
+    figure, axes = style.panels(len(readings), height=2.2, columns=min(len(readings), 3))
+    for ax, (title, reading) in zip(axes, readings.items(), strict=True):
+        GrowthDisplay(reading).plot(ax)
+        style.set_title(ax, title)
+    highest = max(emergence.MIN_P99, *(one["p99"] for r in readings.values() for _, blocks in r for one in blocks))
+    for ax in axes:
+        ax.set_ylim(1, 1.08 * highest)
+    style.label_outer(axes, min(len(readings), 3))
+    return figure

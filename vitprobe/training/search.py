@@ -40,5 +40,18 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
     return rows
 
 
+def judge_kept(folder: Path, variant: str = "reg0", *, num: int = 500) -> list[tuple[int, list[dict[str, Any]]]]:
+    """Judge the checkpoints that ``--keep`` left of one variant trained on scenes: (step, its blocks), in order.
+
+    Raises `ArgumentError` where there are none, or the run is not on scenes.
+    """
+    found = {int(path.name.partition("-")[2]): path for path in (folder / variant).glob("step-*")}
+    data = json.loads((folder / "run.json").read_text())["options"]["data"][0] if found else ""
+    if data not in NAMED:
+        raise ArgumentError(f"{folder / variant} holds no checkpoints of a training on scenes; train with --keep")
+    readings = ((step, read_scenes(load(str(found[step])), config=NAMED[data], num=num)) for step in sorted(found))
+    return [(step, [one.as_dict() for one in judge_all(reading)]) for step, reading in readings]
+
+
 def _brief(line: dict[str, Any]) -> dict[str, Any]:
     return {key: line[key] for key in ("block", "norm", "outlier_fraction", "verdict") if key in line}
