@@ -44,7 +44,7 @@ def train_registers(
         list[str] | None,
         _option(
             LEARN,
-            "scenes (default), scenes:sparse, scenes:crowded, every input of norms, or a data set: "
+            "scenes (default), scenes:single, scenes:sparse, scenes:crowded, every input of norms, or a data set: "
             "timm:NAME:ROOT, torchvision:NAME:ROOT. Repeat.",
         ),
     ] = None,

@@ -78,7 +78,7 @@ class SearchDisplay:
         ax.plot(most, rows, **LOOKS["highest"])
         ax.axvline(emergence.MIN_RECEIVED, **ASKED)
         style.log_scale(ax.xaxis, 0.5, 1.3 * max(np.nanmax(most, initial=0), emergence.MIN_RECEIVED), most=5)
-        style.set_title(ax, "attention received", "× uniform, its highest block")
+        style.set_title(ax, "attention received", "× uniform, highest block")
 
 
 @style.paper()
@@ -88,7 +88,7 @@ def draw_search(runs: Sequence[Run], note: str = "") -> Figure:
     Each at the block whose 99th percentile over the median is largest; a dashed line is what the criterion asks for.
     """
     figure = style.new_figure(1.15 + 0.17 * len(runs))
-    axes = figure.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": (1.3, 1, 1)})
+    axes = figure.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": (1.25, 1, 1.05)})
     for ax, quantity in zip(axes, ("tail", "place", "attention"), strict=True):
         SearchDisplay(runs, quantity).plot(ax)
     entries = [
