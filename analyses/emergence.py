@@ -6,8 +6,7 @@ Needs     nothing for rows on scenes; for those on pictures ../shared/data, or o
 Writes    runs/emergence/small or whole (search.json, arrays.npz, search.png, growth.png); goes on where it was stopped
 
 Expected: no row passes. At this size and length no high norms come on low-information patches; where norms split
-(``average-of-raw``, ``content-seed0`` ...) they split by content, with registers too. The criterion and its numbers:
-`vitprobe.probes.emergence`. figures/emergence/ holds all rows.
+(``average-of-raw``, ``content-seed0`` ...) they split by content. The criterion is `vitprobe.probes.emergence`.
 """
 
 import json

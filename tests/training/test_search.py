@@ -12,7 +12,7 @@ from vitprobe.backbones import load
 from vitprobe.cli import main
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scenes import CROWDED
-from vitprobe.probes.emergence import judge_all, nearest, read_scenes
+from vitprobe.probes.emergence import judge_all, nearest, read_scenes, removed
 from vitprobe.training.search import judge_kept, judge_run
 
 TINY = "--arch-arg depth=2 --arch-arg embed_dim=32 --arch-arg num_heads=2 --steps 4 --batch-size 4 --device cpu"
@@ -44,6 +44,12 @@ def test_rows_of_scenes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         assert row["verdict"] == variant["verdict"]
         assert [line["norm"] for line in row["norms"]] == [line["norm"] for line in variant["norms"]["blocks"]]
         assert np.allclose(row["register_received"], reading.register_received, atol=1e-4)
+    control = rows[0]["measures"]["accuracy"]
+    block = nearest(judge_all(read_scenes(load(str(out / "reg0/last")), config=CROWDED, num=20))).block
+    with_registers = read_scenes(load(str(out / "reg2/last")), config=CROWDED, num=20)
+    accuracy = rows[1]["measures"]["accuracy"]
+    assert rows[1]["removed"] == removed(with_registers, block, accuracy=accuracy, control_accuracy=control)
+    assert "removed" not in rows[0]
     kept = judge_kept(out, "reg2", num=20)
     assert [step for step, _ in kept] == [2, 4]
     assert kept[-1][1] == rows[1]["blocks"]

@@ -7,7 +7,7 @@ from typing import Any
 from vitprobe.backbones import load
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scenes import NAMED
-from vitprobe.probes.emergence import judge_all, nearest, read_scenes
+from vitprobe.probes.emergence import judge_all, nearest, read_scenes, removed
 
 NUM_SCENES = 2000
 """Held-out scenes that a model is judged by."""
@@ -18,15 +18,16 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
 
     A row has ``num_registers``, held-out ``measures``, the ``verdict`` of ``norms`` with its line for each block
     (``norms``) and, where it was trained on scenes, ``blocks``: the criterion at every block on ``num`` scenes of the
-    same kind, with the ``answers`` of the block that meets most of it. Nothing is known of what pictures show, so of
-    models trained on them the criterion says nothing. Raises `ArgumentError` for a folder without a result.
+    same kind, with the ``answers`` of the block that meets most of it; a variant with registers also has ``removed``,
+    what they did to that block of the control. Nothing is known of what pictures show, so of models trained on them the
+    criterion says nothing. Raises `ArgumentError` for a folder without a result.
     """
     try:
         options = json.loads((folder / "run.json").read_text())["options"]
         result = json.loads((folder / "result.json").read_text())
     except OSError as error:
         raise ArgumentError(f"{folder} holds no finished training ({error.strerror}); give its --out folder") from error
-    rows, data = [], options["data"][0]
+    rows, data, control = [], options["data"][0], None
     for found in result["summary"]["variants"]:
         row = {key: found[key] for key in ("num_registers", "measures", "verdict")}
         row |= {"norms": [_brief(line) for line in found["norms"]["blocks"]], "steps": options["steps"]}
@@ -36,6 +37,11 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
             blocks = judge_all(reading)
             row |= {"blocks": [one.as_dict() for one in blocks], "answers": nearest(blocks).answers}
             row["register_received"] = reading.register_received.round(4).tolist()
+            accuracy = found["measures"].get("accuracy", 0.0)
+            if not found["num_registers"]:
+                control = {"block": nearest(blocks).block, "control_accuracy": accuracy}
+            elif control is not None:
+                row["removed"] = removed(reading, accuracy=accuracy, **control)
         rows.append(row)
     return rows
 
