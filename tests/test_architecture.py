@@ -53,9 +53,11 @@ SHARED = {
     "probes": {
         "attention",
         "batch",
+        "boxes",
         "curves",
         "evidence",
         "histogram",
+        "knn",
         "link",
         "mixture",
         "norm_stats",
