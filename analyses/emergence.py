@@ -36,7 +36,7 @@ def main() -> None:
     for name in names:
         options = table[name] + ([] if "--num-reg" in table[name] else ["--num-reg", "0", "--no-control"])
         options += [] if sys.argv[1:] else ["--steps", "450"]
-        command = [*options, *FEW, "--out", str(out / name)]
+        command = [*FEW, *options, "--out", str(out / name)]
         if (out / name / "run.json").exists():
             command = ["--resume", str(out / name)]
         if not (out / name / "result.json").exists():

@@ -1,7 +1,8 @@
 """The criterion of emergence, on readings whose answers are known and on models whose artifacts are planted."""
 
+from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def planted(*, ratio: float = 8.0, share: float = 0.02, seed: int = 0) -> SceneR
         register_received=np.zeros((L, 0)),
         cosine=cosine,
         background=background,
-        ground=np.broadcast_to(rng.integers(0, 3, (N, 1)), (N, P)),
+        kind=np.broadcast_to(rng.integers(0, 3, (N, 1)), (N, P)),
         colour=rng.integers(0, 27, (N, P)),
     )
 
@@ -88,8 +89,8 @@ def altered(name: str) -> SceneReading:
         return replace(made, background=~chosen & made.background)
     if name == "one colour":
         return replace(made, colour=np.where(chosen, 5, made.colour))
-    if name == "one ground":
-        return replace(made, ground=np.where(chosen, 1, made.ground))
+    if name == "one kind":
+        return replace(made, kind=np.where(chosen, 1, made.kind))
     if name == "one place":
         away = chosen & (np.arange(P) % 8 > 1)
         return replace(made, norms=np.where(away & (np.arange(L) > 1)[:, None, None], 10, made.norms))
@@ -107,16 +108,33 @@ def altered(name: str) -> SceneReading:
         ("many", "b share"),
         ("objects", "c place"),
         ("one colour", "c place"),
-        ("one ground", "c place"),
+        ("one kind", "c place"),
         ("one place", "c place"),
         ("uneven", "d neighbours"),
         ("not attended", "e attention"),
     ],
 )
 def test_each_part_can_fail(name: str, failing: str) -> None:
+    """It fails alone, but where the gap or the valley goes with it."""
     found = judge_block(altered(name), 3)
+    others = {part for part, answer in found.answers.items() if not answer} - {failing}
     assert not found.answers[failing]
+    allowed = {"many": {"a gap"}, "a tail": {"b share", "e attention"}, "one place": {"a gap"}}
+    assert others <= allowed.get(name, set())
     assert not found.emerged
+
+
+@pytest.mark.parametrize(("times", "is_preferred"), [(2.1, False), (3.5, True)])
+def test_twice_its_share_is_the_limit(times: float, is_preferred: bool) -> None:
+    """A colour that every tenth background patch has, and so many times as many outliers, who count in both."""
+    made, rng = planted(), np.random.default_rng(1)
+    share = np.where(outliers_of(made), 0.1 * times, 0.1)
+    colour = np.where(rng.random((N, P)) < share, 26, rng.integers(0, 26, (N, P)))
+    found = judge_block(replace(made, colour=colour), 3)
+    assert found.preferred == ["colour"] * is_preferred
+    assert found.answers["c place"] == (not is_preferred)
+    outliers = outliers_of(made).sum() / made.background.sum()
+    assert found.excess["colour"] == pytest.approx(times / (1 + (times - 1) * outliers), rel=0.1)
 
 
 def test_the_nearest_block_meets_most_parts() -> None:
@@ -138,10 +156,11 @@ def test_readings_against_the_model_itself(small: Backbone) -> None:
     images = ((scenes.images * 255).round() / 255 - 0.5) / 0.5
     model, layout = small.module, small.layout()
     caught: list[torch.Tensor] = []
-    for block in model.blocks:
-        block.attn.fused_attn = False
-        block.attn.attn_drop.register_forward_hook(lambda _m, _x, y: caught.append(y))
-    with torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        for block in model.blocks:
+            block.attn.fused_attn = False
+            stack.callback(setattr, block.attn, "fused_attn", True)
+            stack.callback(block.attn.attn_drop.register_forward_hook(lambda _m, _x, y: caught.append(y)).remove)
         streams = model.forward_intermediates(
             images, norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
         )
@@ -156,13 +175,10 @@ def test_readings_against_the_model_itself(small: Backbone) -> None:
         assert np.allclose(made.register_received[b], received[:, layout.registers].mean(0), rtol=1e-3)
     truth = patch_truth(scenes, 4)
     assert np.array_equal(made.background, ~truth["patch_object"].numpy())
-    assert np.array_equal(made.ground[:, 5], scenes.background.numpy())
+    assert np.array_equal(made.kind[:, 5], scenes.background.numpy())
     corner = scenes.images[2, :, 4:8, 8:12].mean((1, 2))  # row 1, column 2
     red, green, blue = (min(int(3 * value), 2) for value in corner)
     assert made.colour[2, 10] == 9 * red + 3 * green + blue
-    for block in model.blocks:
-        block.attn.attn_drop._forward_hooks.clear()
-        block.attn.fused_attn = True
 
 
 def test_a_model_with_random_weights_has_grown_nothing(small: Backbone) -> None:
@@ -170,43 +186,72 @@ def test_a_model_with_random_weights_has_grown_nothing(small: Backbone) -> None:
     assert not any(one.emerged or one.answers["b share"] for one in blocks)
 
 
-@pytest.mark.parametrize(("name", "place"), [("organism", True), ("organism-content", False)])
-def test_planted_models(name: str, place: bool) -> None:
-    """An organism's tokens are outliers on the most even patches; those of ``-content`` are on objects."""
-    backbone = load(name, image_size=(128, 128))
-    found = judge_block(read_scenes(backbone, config=SPARSE, num=200), backbone.num_blocks - 1)
-    assert found.looked_at == "outliers"
-    assert found.centred_p99 > 3
-    assert (found.background > found.background_base) == place
-    assert found.answers["d neighbours"] == place
-    assert found.answers["e attention"]
-    assert not found.answers["c place"] or place
+def test_what_is_planted_among_a_model_s_own_tokens_is_found(small: Backbone) -> None:
+    """Every twelfth blank patch of real scenes gets eight times its norm, and attention in two blocks."""
+    made = read_scenes(small, config=MIXED, num=600)
+    chosen = made.background & (np.random.default_rng(0).random(made.background.shape) < 1 / 12)
+    times = np.where(chosen, 8, 1)
+    received = made.received.copy()
+    received[1:, chosen] = 6
+    found = judge_block(replace(made, norms=made.norms * times, centred=made.centred * times, received=received), 2)
+    assert found.emerged
+    assert found.share == pytest.approx(chosen.mean(), rel=0.02)
+    assert not judge_block(made, 2).emerged
+
+
+def test_planted_organisms() -> None:
+    """Outliers of an organism are even and attended to, and at one place on plain ground, where ties go to a corner of
+    it; they are more of these sparse scenes than the criterion allows. Those of ``-content`` lie on objects."""
+    found = {}
+    for name in ("organism", "organism-content"):
+        backbone = load(name, image_size=(128, 128))
+        found[name] = judge_block(read_scenes(backbone, config=SPARSE, num=200), backbone.num_blocks - 1)
+        assert found[name].looked_at == "outliers"
+        assert found[name].centred_p99 > 3
+    plain, content = found["organism"], found["organism-content"]
+    assert plain.answers == dict.fromkeys(PARTS, False) | {"d neighbours": True, "e attention": True}
+    assert plain.preferred == ["position"]
+    assert plain.background > plain.background_base
+    assert content.background < 0.3 < content.background_base
+    assert not content.answers["d neighbours"] and content.answers["e attention"]
+
+
+def test_half_precision_weights(small: Backbone) -> None:
+    half = small.rewrap(deepcopy(small.module), small.spec)
+    half.module.bfloat16()
+    exact, rough = (read_scenes(one, config=MIXED, num=4) for one in (small, half))
+    assert rough.norms.dtype == np.float32
+    assert np.allclose(exact.norms, rough.norms, rtol=0.05)
 
 
 def test_few_outliers_over_many_positions_are_no_preference() -> None:
     found = judge_block(planted(share=0.004), 3)
     assert found.answers["c place"]
-    assert 1 < found.position_excess <= 2
+    assert found.excess["position"] > 1
+    assert found.preferred == []
 
 
-def twin(**changed: Any) -> SceneReading:
+def twin() -> SceneReading:
     """A variant with two registers that took over."""
     made = planted(ratio=1.0)
     taken = np.ones((L, 2))
     taken[1:3, 1] = 20
-    return replace(made, register_norms=np.ones((L, 2)), register_received=taken, **changed)
+    return replace(made, register_norms=np.ones((L, 2)), register_received=taken)
 
 
 def test_registers_have_removed_them() -> None:
-    assert removed(twin(), 3, accuracy=0.8, control_accuracy=0.8) == dict.fromkeys(
-        ("norms", "accuracy", "attention"), True
-    )
-    assert not removed(twin(), 3, accuracy=0.79, control_accuracy=0.8)["accuracy"]
-    assert not removed(twin(norms=planted().norms), 3, accuracy=1, control_accuracy=0)["norms"]
+    same = {"accuracy": 0.8, "control_accuracy": 0.8}
+    assert removed(twin(), 3, **same) == dict.fromkeys(("norms", "elsewhere", "accuracy", "attention"), True)
+    assert not removed(twin(), 3, **same | {"accuracy": 0.79})["accuracy"]
+    assert removed(twin(), 3, accuracy=None, control_accuracy=None)["accuracy"] is None
+    moved = replace(planted(), register_norms=np.ones((L, 2)), register_received=twin().register_received)
+    assert not removed(moved, 3, **same)["norms"]
+    assert removed(moved, 0, **same)["norms"]
+    assert not removed(moved, 0, **same)["elsewhere"]
     idle = replace(twin(), register_received=np.ones((L, 2)))
-    assert not removed(idle, 3, accuracy=1, control_accuracy=0)["attention"]
+    assert not removed(idle, 3, **same)["attention"]
     with pytest.raises(ArgumentError, match="without registers"):
-        removed(planted(), 3, accuracy=1, control_accuracy=0)
+        removed(planted(), 3, **same)
 
 
 def test_bad_arguments_are_one_line(small: Backbone) -> None:

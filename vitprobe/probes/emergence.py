@@ -1,7 +1,12 @@
-"""Tell whether a model has grown artifacts of its own: a criterion that was fixed before any model was looked at."""
+"""Tell whether a model has grown artifacts of its own: a criterion that was fixed before any model was looked at.
+
+One thing was put right since, on made-up data and before a trained model was judged: what part (c) asks of a colour, a
+kind of background or a position must be missed by more than chance, since a few outliers over 64 positions always
+miss it. No answer in figures/emergence/ depends on it.
+"""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +15,7 @@ from torch import Tensor
 
 from vitprobe.backbones.base import Backbone
 from vitprobe.errors import ArgumentError
-from vitprobe.inputs.scene_stream import FIRST_HELD_OUT, LEAST_COVERAGE, patch_truth
+from vitprobe.inputs.scene_stream import FIRST_HELD_OUT, patch_truth
 from vitprobe.inputs.scenes import MIXED, SceneConfig, generate
 from vitprobe.probes.histogram import NormHistogram
 from vitprobe.probes.outliers import find_two_modes
@@ -33,14 +38,15 @@ _BATCH, _LEVELS = 50, 3
 
 @dataclass(frozen=True)
 class SceneReading:
-    """Hold what a model shows of N scenes. L blocks, P patches, R registers."""
+    """Hold what a model shows of N scenes, 12 x L x N x P bytes and more. L blocks, P patches, R registers."""
 
     norms: np.ndarray
     """(L, N, P) token norms: L2 of ``resid_post`` in float32, before the final norm."""
     centred: np.ndarray
     """(L, N, P) the same after the image's mean patch is subtracted."""
     received: np.ndarray
-    """(L, N, P) attention received from all patches, mean over heads, in multiples of the uniform share."""
+    """(L, N, P) attention received from all patches, itself included, mean over heads, in multiples of the uniform
+    share 1 / T."""
     register_norms: np.ndarray
     """(L, R) medians over scenes."""
     register_received: np.ndarray
@@ -49,7 +55,7 @@ class SceneReading:
     """(N, P) mean cosine with the neighbours at the patch embedding."""
     background: np.ndarray
     """(N, P) bool: objects cover less than 2 %."""
-    ground: np.ndarray
+    kind: np.ndarray
     """(N, P) kind of background of the scene."""
     colour: np.ndarray
     """(N, P) mean colour of the patch, three levels a channel: 27 classes."""
@@ -75,11 +81,11 @@ class Emergence:
     """Share of them on background."""
     background_base: float
     """Share of all patches on background."""
-    colour_excess: float
-    """Among those on background, the most that a colour is over its share of the background; more than 2 only where
-    that is no chance."""
-    ground_excess: float
-    position_excess: float
+    excess: dict[str, float | None]
+    """Among those on background, the most that a ``colour``, a ``kind`` of background or a ``position`` is over its
+    share of the background; None where none of them lies on background."""
+    preferred: list[str]
+    """Which of the three are over 2 by more than chance."""
     cosine: float
     cosine_base: float
     received: list[float]
@@ -108,27 +114,27 @@ def read_scenes(backbone: Backbone, *, config: SceneConfig = MIXED, num: int = 2
     layout, (high, wide) = backbone.layout(), backbone.patch_size
     if num < 2 or high != wide:
         raise ArgumentError(f"got {num} scenes and patches of {high} x {wide} px; give two or more, and square patches")
-    config = SceneConfig(**{**vars(config), "size": tuple(backbone.spec.image_size)})
+    config = replace(config, size=tuple(backbone.spec.image_size))
     mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in (backbone.transform.mean, backbone.transform.std))
     asking = layout.positions("patches")
 
     def closer(x: Tensor) -> tuple[Tensor, Tensor]:
         return token_norms(x), centred_norms(x[:, layout.patches])
 
-    def share(x: Tensor) -> Tensor:  # (B, H, T) -> (B, T)
+    def multiples(x: Tensor) -> Tensor:  # (B, H, T) -> (B, T)
         return x.mean(1) * layout.num_tokens
 
     blocks = range(backbone.num_blocks)
     streams = Site("resid_post", reduce=closer).at(blocks)
-    attention = Site("received_attention", queries=asking, reduce=share).at(blocks)
+    attention = Site("received_attention", queries=asking, reduce=multiples).at(blocks)
     embed = Site("patch_embed", reduce=lambda x: neighbour_cosine(x, layout))
-    device = next(backbone.module.parameters()).device
+    first = next(backbone.module.parameters())
     parts: dict[str, list[Tensor]] = {}
     for start in range(0, num, _BATCH):
         scenes = generate(min(_BATCH, num - start), config=config, seed=seed, start=FIRST_HELD_OUT + start)
-        pixels = (scenes.images * 255).round() / 255  # the 8 bits that every other reader gives
+        pixels = (scenes.images * 255).round() / 255  # 8 bits, at the model's own size: nothing is resized
         with torch.inference_mode(), Recorder(backbone, [*streams, *attention, embed]) as recorder:
-            backbone(((pixels - mean) / std).to(device))
+            backbone(((pixels - mean) / std).to(first.device, first.dtype))
             taken = recorder.take()
         norms = torch.stack([taken[site][0] for site in streams])  # (L, B, T)
         received = torch.stack([taken[site] for site in attention])  # (L, B, T)
@@ -139,7 +145,7 @@ def read_scenes(backbone: Backbone, *, config: SceneConfig = MIXED, num: int = 2
             "register_norms": norms[..., layout.registers],
             "register_received": received[..., layout.registers],
             "cosine": taken[embed],
-            **_looks(pixels, patch_truth(scenes, high)["patch_coverage"], scenes.background, high),
+            **_looks(pixels, ~patch_truth(scenes, high)["patch_object"], scenes.background, high),
         }
         for name, value in found.items():
             parts.setdefault(name, []).append(value.cpu())
@@ -149,13 +155,12 @@ def read_scenes(backbone: Backbone, *, config: SceneConfig = MIXED, num: int = 2
     return SceneReading(**joined)
 
 
-def _looks(pixels: Tensor, coverage: Tensor, ground: Tensor, patch: int) -> dict[str, Tensor]:
-    """Say what each patch shows: pixels (B, 3, H, W), coverage (B, rows, cols), ground (B,) -> three of (B, P)."""
-    background = (coverage < LEAST_COVERAGE).flatten(1)
+def _looks(pixels: Tensor, background: Tensor, kind: Tensor, patch: int) -> dict[str, Tensor]:
+    """Say what each patch shows: pixels (B, 3, H, W), background (B, P), its kind (B,) -> three of (B, P)."""
     colour = torch.nn.functional.avg_pool2d(pixels, patch).flatten(2)  # (B, 3, P)
     level = (colour * _LEVELS).long().clamp_max(_LEVELS - 1)
     code = (level * torch.tensor([_LEVELS**2, _LEVELS, 1]).reshape(1, 3, 1)).sum(1)
-    return {"background": background, "ground": ground[:, None].expand_as(background), "colour": code}
+    return {"background": background, "kind": kind[:, None].expand_as(background), "colour": code}
 
 
 def judge_block(reading: SceneReading, block: int) -> Emergence:
@@ -163,8 +168,9 @@ def judge_block(reading: SceneReading, block: int) -> Emergence:
 
     (a) p99 of norms at least 3 medians with q95 under 2, and the same of centred norms; (b) 0.3 to 5 % of patch tokens
     at or over the valley of `find_two_modes`; (c) at least 80 % of them on background, above its base rate, no colour,
-    kind of background or position over twice its share of the background; (d) their cosine with their neighbours at
-    the patch embedding above that of all patches; (e) at least 5 times the uniform share of attention in two blocks.
+    kind of background or position over twice its share of the background by more than chance (Poisson, 0.1 % over all
+    classes); (d) their mean cosine with their neighbours at the patch embedding above that of all patches, by however
+    little; (e) at least 5 times the uniform share of attention in two blocks.
     Where norms have one mode, (b) fails and the rest describes the 1 % of largest norm.
     """
     norms, centred = reading.norms[block], reading.centred[block]
@@ -173,18 +179,19 @@ def judge_block(reading: SceneReading, block: int) -> Emergence:
     cutoff = find_two_modes(NormHistogram.of(norms)).cutoff
     chosen = norms >= (p99 if cutoff is None else cutoff)  # (N, P)
     share = 0.0 if cutoff is None else float(chosen.mean())
-    ground = reading.background
+    blank = reading.background
     place = np.broadcast_to(np.arange(norms.shape[1]), norms.shape)
-    excess = [_excess(values, chosen & ground, ground) for values in (reading.colour, reading.ground, place)]
+    classes = {"colour": reading.colour, "kind": reading.kind, "position": place}
+    excess = {name: _excess(values, chosen & blank, blank) for name, values in classes.items()}
+    preferred = [name for name, (_, is_preferred) in excess.items() if is_preferred]
     received = [float(block_received[chosen].mean()) for block_received in reading.received]
     attended = sum(value >= MIN_RECEIVED for value in received)
-    on_background, base = float(ground[chosen].mean()), float(ground.mean())
+    on_background, base = float(blank[chosen].mean()), float(blank.mean())
     cosine, cosine_base = float(reading.cosine[chosen].mean()), float(reading.cosine.mean())
-    even = max(excess) <= MAX_EXCESS
     answers = {
         "a gap": _gap(median, q95, p99) and _gap(middle, c95, c99),
         "b share": SHARES[0] <= share <= SHARES[1],
-        "c place": on_background >= MIN_BACKGROUND and on_background > base and even,
+        "c place": on_background >= MIN_BACKGROUND and on_background > base and not preferred,
         "d neighbours": cosine > cosine_base,
         "e attention": attended >= MIN_BLOCKS,
     }
@@ -200,9 +207,8 @@ def judge_block(reading: SceneReading, block: int) -> Emergence:
         looked_at="top 1 %" if cutoff is None else "outliers",
         background=on_background,
         background_base=base,
-        colour_excess=excess[0],
-        ground_excess=excess[1],
-        position_excess=excess[2],
+        excess={name: most for name, (most, _) in excess.items()},
+        preferred=preferred,
         cosine=cosine,
         cosine_base=cosine_base,
         received=received,
@@ -221,20 +227,24 @@ def nearest(blocks: Sequence[Emergence]) -> Emergence:
     return max(blocks, key=lambda one: (sum(one.answers.values()), one.p99))
 
 
-def removed(twin: SceneReading, block: int, *, accuracy: float, control_accuracy: float) -> dict[str, bool]:
-    """Tell whether registers took over what ``block`` of the control shows.
+def removed(
+    twin: SceneReading, block: int, *, accuracy: float | None, control_accuracy: float | None
+) -> dict[str, bool | None]:
+    """Tell whether registers took over what has emerged in ``block`` of the control.
 
-    ``norms``: in the twin the largest patch norm there is under 2 medians; ``accuracy``: equal or better;
-    ``attention``: some register receives at least 5 times the uniform share in two blocks. Raises `ArgumentError`
-    for a twin without registers.
+    ``norms``: in the twin the largest patch norm there is under 2 medians; ``elsewhere``: in no block of the twin do
+    they emerge; ``accuracy``: equal or better, None where it is not known; ``attention``: some register receives at
+    least 5 times the uniform share in two blocks. Raises `ArgumentError` for a twin without registers.
     """
     if not twin.register_norms.shape[1]:
         raise ArgumentError("got a twin without registers; nothing can have taken over")
     norms = twin.norms[block]
     attended = (twin.register_received.max(axis=1) >= MIN_RECEIVED).sum()
+    known = accuracy is not None and control_accuracy is not None
     return {
         "norms": bool(norms.max() < MAX_LEFT * np.median(norms)),
-        "accuracy": accuracy >= control_accuracy,
+        "elsewhere": not any(one.emerged for one in judge_all(twin)),
+        "accuracy": accuracy >= control_accuracy if known else None,
         "attention": bool(attended >= MIN_BLOCKS),
     }
 
@@ -243,21 +253,20 @@ def _gap(median: float, q95: float, p99: float) -> bool:
     return p99 >= MIN_P99 * median and q95 < MAX_Q95 * median
 
 
-def _excess(values: np.ndarray, chosen: np.ndarray, among: np.ndarray) -> float:
-    """Return by how much a class of ``chosen`` is over its share of ``among``, at worst.
+def _excess(values: np.ndarray, chosen: np.ndarray, among: np.ndarray) -> tuple[float | None, bool]:
+    """Return by how much a class of ``chosen`` is over its share of ``among`` at worst, and if that is a preference.
 
-    Of a class over `MAX_EXCESS` it counts only if chance alone would hardly give that many (Poisson, Bonferroni over
-    the classes); so few outliers over many positions are not taken for a preference. 0 where nothing was chosen.
+    It is where a class over `MAX_EXCESS` holds more than chance would give it at that rate (Poisson, Bonferroni over
+    the classes): so few outliers over many positions are not taken for one. (None, False) where nothing was chosen.
     """
     from scipy.stats import poisson
 
     base = np.bincount(values[among]).astype(float)
     found = np.bincount(values[chosen], minlength=len(base))
-    used = base > 0
-    expected = base[used] / max(base.sum(), 1) * found.sum()
     if not found.any():
-        return 0.0
-    over = found[used] / expected
+        return None, False
+    used = base > 0
+    expected = base[used] / base.sum() * found.sum()
     certain = poisson.sf(found[used] - 1, MAX_EXCESS * expected) < MAX_CHANCE / used.sum()
-    kept = over[certain | (over <= MAX_EXCESS)]
-    return float(kept.max(initial=0.0))
+    over = found[used] / expected
+    return float(over.max()), bool((certain & (over > MAX_EXCESS)).any())

@@ -17,16 +17,16 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
     """Judge every variant of a finished ``train-registers``; returns a row each, as JSON can hold it.
 
     A row has ``num_registers``, held-out ``measures``, the ``verdict`` of ``norms`` with its line for each block
-    (``norms``) and, where it was trained on scenes, ``blocks``: the criterion at every block on ``num`` scenes of the
-    same kind, with the ``answers`` of the block that meets most of it; a variant with registers also has ``removed``,
-    what they did to that block of the control. Nothing is known of what pictures show, so of models trained on them the
-    criterion says nothing. Raises `ArgumentError` for a folder without a result.
+    (``norms``) and, where it was trained on scenes, ``blocks``: the criterion at every block on ``num`` held-out scenes
+    of the same kind, with the ``answers`` of the block that meets most of it. Where that is all of it, a variant with
+    registers has ``removed``: what they did to that block of the control. Nothing is known of what pictures show, so of
+    models trained on them the criterion says nothing. Raises `ArgumentError` for a folder without a result.
     """
     try:
         options = json.loads((folder / "run.json").read_text())["options"]
         result = json.loads((folder / "result.json").read_text())
-    except OSError as error:
-        raise ArgumentError(f"{folder} holds no finished training ({error.strerror}); give its --out folder") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise ArgumentError(f"{folder} holds no finished training ({error}); give its --out folder") from error
     rows, data, control = [], options["data"][0], None
     for found in result["summary"]["variants"]:
         row = {key: found[key] for key in ("num_registers", "measures", "verdict")}
@@ -37,9 +37,11 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
             blocks = judge_all(reading)
             row |= {"blocks": [one.as_dict() for one in blocks], "answers": nearest(blocks).answers}
             row["register_received"] = reading.register_received.round(4).tolist()
-            accuracy = found["measures"].get("accuracy", 0.0)
+            accuracy = found["measures"].get("accuracy")
             if not found["num_registers"]:
-                control = {"block": nearest(blocks).block, "control_accuracy": accuracy}
+                control = (
+                    {"block": nearest(blocks).block, "control_accuracy": accuracy} if nearest(blocks).emerged else None
+                )
             elif control is not None:
                 row["removed"] = removed(reading, accuracy=accuracy, **control)
         rows.append(row)
