@@ -58,7 +58,7 @@ def test_weights_are_those_of_the_file(name: str) -> None:
 def test_what_is_told_of_it_names_no_machine(name: str) -> None:
     spec = load(name).spec
     assert (spec.library, spec.weights, spec.paradigm, spec.title) == ("vitprobe", "shipped", "supervised", name)
-    assert "/" not in spec.architecture
+    assert spec.architecture == f"{name}, a ViT of 8 blocks, width 48, patch 4"
     for text in (card(name), (FOLDER / name / "config.json").read_text()):
         assert not re.search(r"/(root|home|work|tmp)/", text)
 
@@ -80,7 +80,7 @@ def test_the_card_s_command_builds_this_model(name: str) -> None:
 @shipped
 def test_its_outliers_are_objects_as_the_card_says(name: str) -> None:
     reading = read_scenes(load(name), config=NAMED["scenes:single"], num=500)
-    found = judge_block(reading, 7)
+    found = judge_block(reading, 7)  # drawn at 32 px, where `norms` shrinks larger scenes: the noise differs a little
     said = re.search(r"\| ([\d.]+), ([\d.]+) \|", card(name))
     assert found.p99 == pytest.approx(float(said[1]), rel=0.05)
     assert found.largest == pytest.approx(float(said[2]), rel=0.05)

@@ -87,12 +87,8 @@ def _load_shipped(name: str, weights: str, image_size: tuple[int, int] | None) -
     folder = Path(__file__).parent / "shipped" / name
     spec = ModelSpec(name, "timm", f"{LOCAL}{folder}", "", "", (0, 0), 0, paradigm="supervised")
     backbone = load_timm(spec, weights="hub", image_size=image_size, seed=0)
-    architecture = read_config(folder / "config.json", label=name, kind="architecture")["architecture"]
-    told = {
-        "library": "vitprobe",
-        "architecture": f"{architecture}, {backbone.num_blocks} blocks",
-        "weights": "shipped",
-    }
+    made = f"a ViT of {backbone.num_blocks} blocks, width {backbone.width}, patch {backbone.patch_size[0]}"
+    told = {"library": "vitprobe", "architecture": f"{name}, {made}", "weights": "shipped"}
     return backbone.rewrap(backbone.module, replace(backbone.spec, **told))
 
 

@@ -77,7 +77,12 @@ class SearchDisplay:
         most = np.array([max(one["received"]) for one in blocks])
         ax.plot(most, rows, **LOOKS["highest"])
         ax.axvline(emergence.MIN_RECEIVED, **ASKED)
-        style.log_scale(ax.xaxis, 0.5, 1.3 * max(np.nanmax(most, initial=0), emergence.MIN_RECEIVED), most=5)
+        style.log_scale(
+            ax.xaxis,
+            min(0.5, 0.8 * np.nanmin(most, initial=1)),
+            1.3 * max(np.nanmax(most, initial=0), emergence.MIN_RECEIVED),
+            most=5,
+        )
         style.set_title(ax, "attention received", "× uniform, highest block")
 
 
@@ -100,7 +105,7 @@ def draw_search(runs: Sequence[Run], note: str = "") -> Figure:
 
 
 class GrowthDisplay:
-    """Draw the 99th percentile of norms over their median, block by block, one line a checkpoint of one training."""
+    """Draw the 99th percentile of norms over their median by block: a line a checkpoint, from light to dark."""
 
     def __init__(self, readings: Sequence[tuple[int, Sequence[Mapping[str, Any]]]]) -> None:
         self.readings = sorted(readings, key=lambda one: one[0])
@@ -111,14 +116,15 @@ class GrowthDisplay:
         ax = ax or style.new_figure(2.6, width=style.WIDTH / 2).add_subplot()
         self.ax_, self.figure_ = ax, ax.figure
         shades = np.linspace(0.75, 0.0, len(self.readings))
+        ends = {self.readings[0][0], self.readings[-1][0]}
         for shade, (step, blocks) in zip(shades, self.readings, strict=True):
             line = [(one["block"], one["p99"]) for one in blocks]
-            ax.plot(*zip(*line, strict=True), "o-", color=str(shade), label=f"{step:,}")
+            ax.plot(*zip(*line, strict=True), "o-", color=str(shade), label=f"{step:,}" if step in ends else None)
         ax.axhline(emergence.MIN_P99, **ASKED)
         style.label_blocks(ax, len(self.readings[0][1]))
         ax.set_ylim(1, None)
         ax.set_ylabel("99 % of norms / median")
-        ax.legend(title="step", loc="upper left", ncols=2, handlelength=1.2)
+        ax.legend(title=f"step ({len(self.readings)} checkpoints)", loc="upper left", ncols=2, handlelength=1.2)
         return self
 
 
@@ -131,6 +137,6 @@ def draw_growth(readings: Mapping[str, Sequence[tuple[int, Sequence[Mapping[str,
         style.set_title(ax, title)
     highest = max(emergence.MIN_P99, *(one["p99"] for r in readings.values() for _, blocks in r for one in blocks))
     for ax in axes:
-        ax.set_ylim(1, 1.08 * highest)
+        ax.set_ylim(1, 1.3 * highest)
     style.label_outer(axes, min(len(readings), 3))
     return figure
