@@ -131,12 +131,13 @@ class GrowthDisplay:
 @style.paper()
 def draw_growth(readings: Mapping[str, Sequence[tuple[int, Sequence[Mapping[str, Any]]]]]) -> Figure:
     """Draw the growth of the tail in several trainings beside each other, on one scale; keys are titles."""
-    figure, axes = style.panels(len(readings), height=2.2, columns=min(len(readings), 3))
+    columns = style.num_columns(len(readings))
+    figure, axes = style.panels(len(readings), height=2.2, columns=columns)
     for ax, (title, reading) in zip(axes, readings.items(), strict=True):
         GrowthDisplay(reading).plot(ax)
         style.set_title(ax, title)
     highest = max(emergence.MIN_P99, *(one["p99"] for r in readings.values() for _, blocks in r for one in blocks))
     for ax in axes:
         ax.set_ylim(1, 1.3 * highest)
-    style.label_outer(axes, min(len(readings), 3))
+    style.label_outer(axes, columns)
     return figure
