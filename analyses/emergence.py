@@ -1,7 +1,7 @@
 """Search for recipes under which a small ViT grows artifacts by itself, by a criterion that was fixed beforehand.
 
 Command   python analyses/emergence.py [ROW ... | all]     (without rows: three of them, for 450 steps)
-Time      4 minutes of one CPU core; all rows of emergence.toml: about 3 hours of one core
+Time      2 minutes of one CPU core; all rows of emergence.toml: about 3 hours of one core
 Needs     nothing for rows on scenes; for those on pictures CIFAR-10 or photographs in folders named in emergence.toml
 Writes    runs/emergence/small or whole (search and growth as .json and .png, arrays.npz); goes on where it was stopped
 
