@@ -87,6 +87,9 @@ def altered(name: str) -> SceneReading:
         return planted(share=0.15)
     if name == "objects":
         return replace(made, background=~chosen & made.background)
+    if name == "a third on objects":  # more on background than patches in general, and not enough
+        moved = chosen & (np.arange(P) % 3 == 0)
+        return replace(made, background=made.background & ~moved)
     if name == "one colour":
         return replace(made, colour=np.where(chosen, 5, made.colour))
     if name == "one kind":
@@ -107,6 +110,7 @@ def altered(name: str) -> SceneReading:
         ("common", "a gap"),
         ("many", "b share"),
         ("objects", "c place"),
+        ("a third on objects", "c place"),
         ("one colour", "c place"),
         ("one kind", "c place"),
         ("one place", "c place"),
@@ -142,6 +146,8 @@ def test_the_nearest_block_meets_most_parts() -> None:
     assert nearest(blocks).block in (2, 3)
     assert nearest(blocks).emerged
     assert nearest(blocks[:2]).block in (0, 1)
+    higher = replace(blocks[0], p99=99.0)  # parts come first
+    assert nearest([higher, *blocks[1:]]).block in (2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -224,10 +230,22 @@ def test_half_precision_weights(small: Backbone) -> None:
     assert np.allclose(exact.norms, rough.norms, rtol=0.05)
 
 
-def test_few_outliers_over_many_positions_are_no_preference() -> None:
-    found = judge_block(planted(share=0.004), 3)
+@pytest.mark.parametrize("share", [0.004, 0.001])
+def test_few_outliers_over_many_positions_are_no_preference(share: float) -> None:
+    """Two a position on average: some position has over twice that by chance alone."""
+    found = judge_block(planted(share=share), 3)
+    assert found.looked_at == "outliers"
+    assert (found.excess["position"] > 2) == (share == 0.001)
+    assert found.preferred == []
     assert found.answers["c place"]
-    assert found.excess["position"] > 1
+
+
+def test_colours_of_the_few_on_objects_do_not_count() -> None:
+    made = planted()
+    moved = outliers_of(made) & (np.arange(P) % 8 == 0)  # an eighth of them, all of one colour
+    found = judge_block(replace(made, background=made.background & ~moved, colour=np.where(moved, 5, made.colour)), 3)
+    assert 0.8 < found.background < 0.95
+    assert found.excess["colour"] < 2
     assert found.preferred == []
 
 

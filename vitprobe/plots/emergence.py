@@ -87,7 +87,7 @@ class SearchDisplay:
 
 
 @style.paper()
-def draw_search(runs: Sequence[Run], note: str = "") -> Figure:
+def draw_search(runs: Sequence[Run]) -> Figure:
     """Draw norms, place and attention of the 1 % of largest norm, or of outliers where there are any.
 
     Each at the block whose 99th percentile over the median is largest; a dashed line is what the criterion asks for.
@@ -100,7 +100,7 @@ def draw_search(runs: Sequence[Run], note: str = "") -> Figure:
         Line2D([], [], label="1 % of largest norm, or outliers where norms have two modes", **LOOKS["highest"]),
         Line2D([], [], label="asked for", **ASKED),
     ]
-    figure.legend(handles=entries, loc="outside lower center", ncols=2, title=note or None, title_fontsize=style.SMALL)
+    figure.legend(handles=entries, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -22,11 +22,8 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
     registers has ``removed``: what they did to that block of the control. Nothing is known of what pictures show, so of
     models trained on them the criterion says nothing. Raises `ArgumentError` for a folder without a result.
     """
-    try:
-        options = json.loads((folder / "run.json").read_text())["options"]
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError, KeyError) as error:
-        raise ArgumentError(f"{folder} holds no finished training ({error}); give its --out folder") from error
+    options, result = (_read(folder / name) for name in ("run.json", "result.json"))
+    options = options["options"]
     rows, data, control = [], options["data"][0], None
     for found in result["summary"]["variants"]:
         row = {key: found[key] for key in ("num_registers", "measures", "verdict")}
@@ -35,13 +32,11 @@ def judge_run(folder: Path, *, num: int = NUM_SCENES) -> list[dict[str, Any]]:
         if data in NAMED:
             reading = read_scenes(load(str(folder / found["name"] / "last")), config=NAMED[data], num=num)
             blocks = judge_all(reading)
-            row |= {"blocks": [one.as_dict() for one in blocks], "answers": nearest(blocks).answers}
+            best, accuracy = nearest(blocks), found["measures"].get("accuracy")
+            row |= {"blocks": [one.as_dict() for one in blocks], "answers": best.answers}
             row["register_received"] = reading.register_received.round(4).tolist()
-            accuracy = found["measures"].get("accuracy")
             if not found["num_registers"]:
-                control = (
-                    {"block": nearest(blocks).block, "control_accuracy": accuracy} if nearest(blocks).emerged else None
-                )
+                control = {"block": best.block, "control_accuracy": accuracy} if best.emerged else None
             elif control is not None:
                 row["removed"] = removed(reading, accuracy=accuracy, **control)
         rows.append(row)
@@ -54,11 +49,18 @@ def judge_kept(folder: Path, variant: str = "reg0", *, num: int = 500) -> list[t
     Raises `ArgumentError` where there are none, or the run is not on scenes.
     """
     found = {int(path.name.partition("-")[2]): path for path in (folder / variant).glob("step-*")}
-    data = json.loads((folder / "run.json").read_text())["options"]["data"][0] if found else ""
+    data = _read(folder / "run.json")["options"]["data"][0] if found else ""
     if data not in NAMED:
         raise ArgumentError(f"{folder / variant} holds no checkpoints of a training on scenes; train with --keep")
     readings = ((step, read_scenes(load(str(found[step])), config=NAMED[data], num=num)) for step in sorted(found))
     return [(step, [one.as_dict() for one in judge_all(reading)]) for step, reading in readings]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"{path.parent} holds no finished training ({error}); give its --out folder") from error
 
 
 def _brief(line: dict[str, Any]) -> dict[str, Any]:
