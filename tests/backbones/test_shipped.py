@@ -16,6 +16,7 @@ import vitprobe
 from vitprobe.backbones import load
 from vitprobe.backbones.zoo import SHIPPED
 from vitprobe.cli import app
+from vitprobe.cli.parse import one_each
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scenes import NAMED
 from vitprobe.probes.emergence import judge_all, judge_block, read_scenes
@@ -101,3 +102,10 @@ def test_norms_calls_it_content(name: str, tmp_path: Path) -> None:
 def test_it_takes_no_other_weights() -> None:
     with pytest.raises(ArgumentError, match="shipped with its weights"):
         load("scenes-content", weights="random")
+
+
+def test_random_weights_are_for_the_others_of_a_comparison() -> None:
+    assert one_each(["random"], ["scenes-content", "dinov2-s14", "organism"]) == ["hub", "random", "hub"]
+    done = CliRunner().invoke(app, ["norms", "scenes", "--model", "scenes-content", "--weights", "random"])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, ArgumentError) or "shipped with its weights" in done.output

@@ -111,7 +111,8 @@ def head(text: str) -> int | str:
 def one_each(weights: Sequence[str], models: Sequence[str]) -> list[str]:
     """Give every model its weights: one value stands for all but what is embedded, else there is one for each."""
     if len(weights) == 1:
-        return [weights[0] if name not in EMBEDDED or weights[0] != "random" else "hub" for name in models]
+        is_mixed = any(name not in EMBEDDED for name in models)  # of embedded models alone, random is refused
+        return ["hub" if is_mixed and weights[0] == "random" and name in EMBEDDED else weights[0] for name in models]
     if len(weights) != len(models):
         raise ArgumentError(
             f"got {len(weights)} --weights for {len(models)} models; give one, or one for each in order"
