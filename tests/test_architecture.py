@@ -13,11 +13,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vitprobe"
 
 FLOORS = {
-    **dict.fromkeys(("errors", "tokens", "results"), 0),
+    **dict.fromkeys(("errors", "tokens", "results", "published"), 0),
     **dict.fromkeys(("inputs", "backbones", "recorder"), 1),
     **dict.fromkeys(("probes", "registers"), 2),
     **dict.fromkeys(("training", "plots"), 3),
-    **dict.fromkeys(("cli", "__main__"), 4),
+    "reproduction": 4,
+    **dict.fromkeys(("cli", "__main__"), 5),
 }
 """A file imports only from floors below its own."""
 
@@ -65,11 +66,13 @@ SHARED = {
         "norm_stats",
         "norms",
         "outliers",
+        "passes",
         "patches",
         "token_features",
         "verdict",
     },
     "registers": {"base"},
+    "reproduction": {"base", "table"},
     "training": {
         "config",
         "recipes",

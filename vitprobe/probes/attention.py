@@ -1,7 +1,7 @@
 """Attention maps: what chosen tokens attend to, laid on the patch grid: the probe behind ``attn-maps``."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,8 @@ from vitprobe.errors import ArgumentError, InputError
 from vitprobe.probes.batch import Batch
 from vitprobe.probes.histogram import NormHistogram
 from vitprobe.probes.outliers import OutlierRule
-from vitprobe.recorder import Recorder, Site, token_norms
+from vitprobe.probes.passes import run_pass
+from vitprobe.recorder import Site, token_norms
 from vitprobe.tokens import TokenLayout
 
 
@@ -86,6 +87,54 @@ class AttentionMaps:
         return int(np.prod(self.maps.shape[-2:])) + self.prefix_mass.shape[-1]
 
 
+class AttentionReader:
+    """Read what a query attends to, as batches pass; all that figures need of each image is kept in memory."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        query: str | None = None,
+        blocks: Sequence[int] | None = None,
+        head: int | str = "mean",
+        rollout: bool = False,
+        most: int | None = None,
+    ) -> None:
+        """Prepare to read; arguments and what is raised are those of `measure_attention`.
+
+        ``most``: how many of the first images are kept; None for all.
+        """
+        self._backbone, self._layout, self._head, self._most = backbone, backbone.layout(), head, most
+        self._query = Query.parse(query, self._layout)
+        self._blocks = [backbone.check_block(b) for b in (blocks if blocks is not None else [backbone.num_blocks - 1])]
+        check_head(backbone, head)
+        self._named = _sites(backbone, self._query, self._blocks, rollout=rollout)
+        self.sites = tuple(self._named.values())
+        self._kept: list[dict[str, np.ndarray]] = []
+        self._names: list[str] = []
+
+    def update(self, batch: Batch, taken: Mapping[Site, Any], output: Tensor) -> None:
+        """Take in one batch."""
+        left = len(batch.names) if self._most is None else self._most - len(self._names)
+        if left <= 0:
+            return
+        got = {name: taken[site] for name, site in self._named.items()}
+        read = _read(self._backbone, batch, got, self._query, self._layout, head=self._head)
+        self._kept.append({name: value[:left] for name, value in read.items()})
+        self._names += batch.names[:left]
+
+    def result(self, rule: OutlierRule) -> "AttentionMaps":
+        """Put the images together; outliers are those of the rule at the last block asked for, over these images."""
+        if not self._kept:
+            raise InputError("no image could be read; nothing was measured")
+        found = {name: np.concatenate([part[name] for part in self._kept]) for name in self._kept[0]}
+        cutoff = rule.cutoff(NormHistogram.of(found["norms"]))
+        outliers = found["norms"] >= (np.inf if cutoff is None else cutoff)
+        entropy = found.pop("entropy")
+        summary = _summary(found, outliers, entropy, self._query, self._blocks, self._head, cutoff, rule)
+        return AttentionMaps(summary=summary, outliers=outliers, names=np.array(self._names), **found)
+
+
 def measure_attention(
     backbone: Backbone,
     batches: Iterable[Batch],
@@ -104,27 +153,9 @@ def measure_attention(
     fused attention stays on. ``head``: ``mean``, ``all`` or a number. ``rollout`` adds attention rollout (`roll_out`).
     Raises `ArgumentError` for a block, head or query that the model does not have, `InputError` without images.
     """
-    layout = backbone.layout()
-    asked = Query.parse(query, layout)
-    chosen = [backbone.check_block(b) for b in (blocks if blocks is not None else [backbone.num_blocks - 1])]
-    check_head(backbone, head)
-    sites = _sites(backbone, asked, chosen, rollout=rollout)
-    kept: list[dict[str, np.ndarray]] = []
-    names: list[str] = []
-    device = next(backbone.module.parameters()).device
-    for batch in batches:
-        kept.append(_read(backbone, batch, sites, asked, layout, head=head, device=device, autocast=autocast))
-        names += batch.names
-        if on_batch is not None:
-            on_batch(batch)
-    if not kept:
-        raise InputError("no image could be read; nothing was measured")
-    found = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-    cutoff = rule.cutoff(NormHistogram.of(found["norms"]))
-    outliers = found["norms"] >= (np.inf if cutoff is None else cutoff)
-    entropy = found.pop("entropy")
-    summary = _summary(found, outliers, entropy, asked, chosen, head, cutoff, rule)
-    return AttentionMaps(summary=summary, outliers=outliers, names=np.array(names), **found)
+    reader = AttentionReader(backbone, query=query, blocks=blocks, head=head, rollout=rollout)
+    run_pass(backbone, batches, [reader], autocast=autocast, on_batch=on_batch)
+    return reader.result(rule)
 
 
 def check_head(backbone: Backbone, head: int | str) -> None:
@@ -171,23 +202,13 @@ def _mean_head(pattern: Tensor) -> Tensor:  # (B, H, T, T) -> (B, T, T)
 def _read(
     backbone: Backbone,
     batch: Batch,
-    sites: dict[str, Site],
+    got: Mapping[str, Any],
     asked: Query,
     layout: TokenLayout,
     *,
     head: int | str,
-    device: torch.device,
-    autocast: torch.dtype | None,
 ) -> dict[str, np.ndarray]:
-    """Run one batch: its maps, prefix mass, entropy, norms, rollout and pixels."""
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-        Recorder(backbone, list(sites.values())) as recorder,
-    ):
-        backbone(batch.images.to(device))
-        taken = recorder.take()
-    got = {name: taken[site] for name, site in sites.items()}
+    """Lay out what one batch left: its maps, prefix mass, entropy, norms, rollout and pixels."""
     rows = torch.stack([value for name, value in got.items() if name.startswith("rows")], dim=1)  # (B, L, H, T)
     entropy = -(rows * rows.clamp_min(1e-30).log2()).sum(dim=-1)  # (B, L, H) bits, before heads are averaged
     if head == "mean":

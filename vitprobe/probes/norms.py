@@ -1,7 +1,8 @@
 """Token norms of every block, which of them are outliers, and what the outliers are: the probe behind ``norms``."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from vitprobe.probes.evidence import EvidenceAccumulator, PatchReadings
 from vitprobe.probes.histogram import NUM_BINS, bin_of
 from vitprobe.probes.norm_stats import KINDS, Examples, NormCounts, NormStats, summarise
 from vitprobe.probes.outliers import OutlierRule
+from vitprobe.probes.passes import run_pass
 from vitprobe.probes.patches import (
     FLAT,
     centred_norms,
@@ -22,7 +24,7 @@ from vitprobe.probes.patches import (
     patch_contrast,
     rank_within_image,
 )
-from vitprobe.recorder import Recorder, Site, token_norms
+from vitprobe.recorder import Site, token_norms
 from vitprobe.tokens import TokenLayout
 
 NUM_QUERIES = 16
@@ -94,6 +96,43 @@ class NormAccumulator:
         return summarise(counts, self.evidence, self.examples, rule=rule, point=point, all_rules=all_rules)
 
 
+class NormReader:
+    """Read norms of every block, and evidence at some, as batches pass; `accumulator` has what was gathered."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        blocks: Iterable[int] | None = None,
+        after_final_norm: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """Prepare to read; the arguments are those of `measure_norms`, and so is what is raised."""
+        measured = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
+        measured = (backbone.num_blocks,) if after_final_norm else tuple(backbone.check_block(b) for b in measured)
+        if after_final_norm and backbone.final_norm is None:
+            raise ArgumentError(f"{backbone.spec.name} has no norm that all its tokens pass after the last block")
+        self._backbone, self._layout = backbone, backbone.layout()
+        self.accumulator = NormAccumulator(
+            self._layout, backbone.num_blocks, backbone.width, measured, has_final_norm=after_final_norm, seed=seed
+        )
+        self._named = _sites(backbone, self._layout, measured)
+        self.sites = tuple(self._named.values())
+        self.norms = np.zeros((0, 0, 0), np.float32)
+        """(S, B, T) norms of the last batch."""
+
+    def update(self, batch: Batch, taken: Mapping[Site, Any], output: Tensor) -> None:
+        """Take in one batch. Raises `ArgumentError` for norms that are not finite."""
+        measured, backbone = self.accumulator.measured, self._backbone
+        got = {name: taken[site] for name, site in self._named.items()}
+        self.norms, readings = _readings(backbone, batch, self._layout, measured, got)
+        self.accumulator.update(self.norms, readings)
+        if self.accumulator.examples.wants(batch.indices):
+            pixels = backbone.transform.pixels(batch.images)
+            shown = self.norms[measured[-1]][:, self._layout.patches].reshape(len(batch.names), *self._layout.grid)
+            self.accumulator.examples.add(batch.names, batch.indices, pixels, shown)
+
+
 def measure_norms(
     backbone: Backbone,
     batches: Iterable[Batch],
@@ -111,55 +150,17 @@ def measure_norms(
     their own and gathers the evidence there. ``on_batch`` sees each batch with its norms (S, B, T). Raises
     `ArgumentError` for a block that the model does not have, or norms that are not finite.
     """
-    measured = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
-    measured = (backbone.num_blocks,) if after_final_norm else tuple(backbone.check_block(b) for b in measured)
-    if after_final_norm and backbone.final_norm is None:
-        raise ArgumentError(f"{backbone.spec.name} has no norm that all its tokens pass after the last block")
-    accumulator: NormAccumulator | None = None
-    device = next(backbone.module.parameters()).device
-    for batch in batches:
-        size = tuple(batch.images.shape[-2:])
-        if size != tuple(backbone.spec.image_size):
-            want = " x ".join(map(str, backbone.spec.image_size))
-            raise ArgumentError(f"got images of {size[0]} x {size[1]} px; {backbone.spec.name} was loaded for {want}")
-        layout = backbone.layout()
-        if accumulator is None:
-            accumulator = NormAccumulator(
-                layout, backbone.num_blocks, backbone.width, measured, has_final_norm=after_final_norm, seed=seed
-            )
-        norms, readings = read_batch(backbone, batch, layout, measured, device=device, autocast=autocast)
-        accumulator.update(norms, readings)
-        if accumulator.examples.wants(batch.indices):
-            pixels = backbone.transform.pixels(batch.images)
-            shown = norms[measured[-1]][:, layout.patches].reshape(len(batch.names), *layout.grid)
-            accumulator.examples.add(batch.names, batch.indices, pixels, shown)
-        if on_batch is not None:
-            on_batch(batch, norms)
-    if accumulator is None:
-        raise InputError("no image could be read; nothing was measured")
-    return accumulator
+    reader = NormReader(backbone, blocks=blocks, after_final_norm=after_final_norm, seed=seed)
+    seen = None if on_batch is None else lambda batch: on_batch(batch, reader.norms)
+    run_pass(backbone, batches, [reader], autocast=autocast, on_batch=seen)
+    return reader.accumulator
 
 
-def read_batch(
-    backbone: Backbone,
-    batch: Batch,
-    layout: TokenLayout,
-    measured: tuple[int, ...],
-    *,
-    device: torch.device,
-    autocast: torch.dtype | None,
+def _readings(
+    backbone: Backbone, batch: Batch, layout: TokenLayout, measured: tuple[int, ...], got: Mapping[str, Any]
 ) -> tuple[np.ndarray, dict[int, PatchReadings]]:
-    """Run one batch under a recorder: norms (S, B, T), and readings at the measured points."""
-    sites = _sites(backbone, layout, measured)
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
-        Recorder(backbone, list(sites.values())) as recorder,
-    ):
-        backbone(batch.images.to(device, non_blocking=True))
-        taken = recorder.take()
-    got = {name: taken[site] for name, site in sites.items()}
-    points = range(backbone.num_blocks + ("final" in sites))
+    """Lay out what one batch left: norms (S, B, T), and readings at the measured points."""
+    points = range(backbone.num_blocks + ("final" in got))
     streams = [got["final"] if p == backbone.num_blocks else got[f"stream{p}"] for p in points]
     norms = torch.stack([s[0] if isinstance(s, tuple) else s for s in streams])  # (S, B, T)
     contrast = patch_contrast(backbone.transform.pixels(batch.images), backbone.patch_size)
