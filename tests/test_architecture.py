@@ -72,7 +72,7 @@ SHARED = {
         "verdict",
     },
     "registers": {"base"},
-    "reproduction": {"base", "table"},
+    "reproduction": {"base", "table", "norms"},
     "training": {
         "config",
         "recipes",

@@ -20,7 +20,7 @@ MODELS = {
     "DINOv2": "dinov2", "DINOv2 + 1 reg": "", "DINOv2 + 4 reg": "dinov2-reg", "ViT": "", "OpenCLIP": "openclip",
 }  # fmt: skip
 """What the texts name, and the model of the zoo that comes nearest. They are not the same weights: Darcet et al.
-trained OpenCLIP on data of their own, DINOv2-L on ImageNet-22k, and published no DeiT-III or OpenCLIP with registers."""
+trained OpenCLIP on their own data, DINOv2-L on ImageNet-22k, and published no DeiT-III or OpenCLIP with registers."""
 
 
 @dataclass(frozen=True)

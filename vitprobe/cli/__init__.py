@@ -13,6 +13,7 @@ from vitprobe.cli.launch import one_voice
 from vitprobe.cli.models import models
 from vitprobe.cli.norms import norms
 from vitprobe.cli.redraw import redraw
+from vitprobe.cli.reproduce import reproduce
 from vitprobe.cli.train_registers import train_registers
 from vitprobe.errors import ExitCode, VitprobeError
 
@@ -46,6 +47,7 @@ def _options(
 
 app.command(rich_help_panel="Measure")(norms)
 app.command("attn-maps", rich_help_panel="Measure")(attn_maps)
+app.command(rich_help_panel="Measure")(reproduce)
 app.command("train-registers", rich_help_panel="Train")(train_registers)
 app.command(rich_help_panel="Trust")(calibrate)
 app.command(rich_help_panel="Trust")(bench)

@@ -14,7 +14,7 @@ def redraw(
 ) -> None:
     """Draw the figures of a stored result again; needs no weights, images or GPU."""
     from vitprobe import results
-    from vitprobe.cli import parse, run_attn_maps, run_norms, train_result
+    from vitprobe.cli import parse, reproduce_result, run_attn_maps, run_norms, train_result
     from vitprobe.cli.session import known_schema, load_parts
     from vitprobe.errors import ArgumentError, OutputError
 
@@ -23,15 +23,17 @@ def redraw(
         raise ArgumentError("got --format none; allowed are png, svg and pdf")
     bodies = {body.SCHEMA: body for body in (run_norms, run_attn_maps)}
     stored = results.load(directory)
-    schema = known_schema(stored, [*bodies, train_result.SCHEMA], directory)
-    if schema == train_result.SCHEMA:
-        body, drawn, options = train_result, train_result.read_back(stored), {}
-    else:
-        body, parts = bodies[schema], load_parts(directory)
-        drawn = [(title, body.read_back(part)) for title, part in parts]
-        options = body.drawing(parts[0][1].settings)
+    others = (train_result.SCHEMA, reproduce_result.SCHEMA)
+    schema = known_schema(stored, [*bodies, *others], directory)
     try:
-        paths = body.draw(drawn, directory, formats, **options)
+        if schema == reproduce_result.SCHEMA:
+            paths = reproduce_result.redraw(directory, stored, formats)
+        elif schema == train_result.SCHEMA:
+            paths = train_result.draw(train_result.read_back(stored), directory, formats)
+        else:
+            body, parts = bodies[schema], load_parts(directory)
+            drawn = [(title, body.read_back(part)) for title, part in parts]
+            paths = body.draw(drawn, directory, formats, **body.drawing(parts[0][1].settings))
     except OSError as error:
         raise OutputError(
             f"cannot write figures into {directory} ({error.strerror}); copy the result elsewhere"

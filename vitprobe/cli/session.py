@@ -71,7 +71,7 @@ class Session:
 
         ``shards``: the processes that share the images; a command that gives none refuses to run in several.
         """
-        shards = _alone(command, options.device) if shards is None else shards
+        shards = alone(command, options.device) if shards is None else shards
         device, autocast = parse.device(shards.device), parse.autocast(options.dtype)
         formats, size = parse.formats(options.formats), parse.image_size(options.image_size)
         weights = parse.one_each(options.weights, options.models)
@@ -158,7 +158,7 @@ class Session:
         results.save(whole, results.StoredResult(first.schema, provenance, first.settings, summaries, {}))
 
 
-def _alone(command: str, device: str) -> Shards:
+def alone(command: str, device: str) -> Shards:
     with Shards.open(device) as shards:
         if shards.world > 1:
             raise ArgumentError(f"{command} runs in one process; start it without torchrun or accelerate launch")

@@ -1,7 +1,7 @@
 """What an item of the reproduction is: what it reads of one model on one set of images, what it found, how it is drawn.
 
-An item is asked for its readers, so that all items of a run share the forward passes: one over the training images, then
-one over the test images. `run` does that for one model.
+An item is asked for its readers, so that all items of a run share the forward passes: one over the training images,
+then one over the test images. `run` does that for one model.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence

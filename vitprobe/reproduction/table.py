@@ -1,9 +1,12 @@
-"""The items of the reproduction: a table, light to import. The module of an item holds ``ITEMS`` with its name in it."""
+"""The items of the reproduction: a table, light to import; the module of an item holds ``ITEMS`` with its name."""
 
 from dataclasses import dataclass
 
 PAIR = ("organism", "organism-reg4")
 TRIO = (*PAIR, "organism-clean")
+WITH_REGISTERS = ("organism-reg4", "scenes-content-reg4")
+SIZES = ("scenes-content", "organism", "organism-clean")
+LABELLED = ("training", "labels")
 
 NEEDS = {
     "images": "any images",
@@ -33,12 +36,12 @@ class Entry:
     """Taken where no --model is given: embedded ones."""
 
 
-_ALL = (
+_PAPER = (
     Entry("fig1", "Fig. 1, 2", "attention maps, same images, one scale", ("images",), "attention", TRIO),
     Entry("fig3", "Fig. 3", "histogram of patch norms", ("images",), "norms", TRIO),
     Entry("fig4a", "Fig. 4 a", "norms by block", ("images",), "norms", TRIO),
     Entry("fig4b", "Fig. 4 b", "norms by training step", ("images", "run"), "growth", ()),
-    Entry("fig4c", "Fig. 4 c", "norms by size of the model", ("images",), "sizes", TRIO),
+    Entry("fig4c", "Fig. 4 c", "norms by size of the model", ("images",), "sizes", SIZES),
     Entry("fig5a", "Fig. 5 a", "cosine of a patch with its neighbours", ("images",), "neighbours", TRIO),
     Entry("fig5b", "Fig. 5 b, Table 5", "position and pixels from one token", ("training",), "local_probes", TRIO),
     Entry("fig7", "Fig. 7", "norms with and without registers", ("images",), "norms", TRIO),
@@ -49,16 +52,38 @@ _ALL = (
     Entry("fig13", "Fig. 13, 14", "value projection: spectrum, null space", ("images",), "null_space", TRIO),
     Entry("fig15", "Fig. 15", "norms by kind of token", ("images",), "norms", TRIO),
     Entry("fig20", "Fig. 20", "first principal component of patches", ("images",), "components", TRIO),
-    Entry("table1", "Tables 1, 4, 6", "classes from one token", ("training", "labels"), "token_classes", TRIO),
-    Entry("table2-classes", "Table 2 a", "linear classification of images", ("training", "labels"), "frozen", TRIO),
+    Entry("table1", "Tables 1, 4, 6", "classes from one token", LABELLED, "token_classes", TRIO),
+    Entry("table2-classes", "Table 2 a", "linear classification of images", LABELLED, "frozen", TRIO),
     Entry("table2-masks", "Table 2 a", "linear segmentation", ("training", "masks"), "dense", TRIO),
     Entry("table2-depth", "Table 2 a", "linear depth", ("training", "depth"), "dense", TRIO),
     Entry("table2-zero-shot", "Table 2 b", "zero-shot classification", ("labels", "text"), "zero_shot", ()),
     Entry("table3", "Table 3", "object discovery (LOST), CorLoc", ("boxes",), "discovery", TRIO),
-    Entry("claims98", "arXiv 2603.25803", "the paper's claims at the 98th percentile", ("training", "labels"), "claims"),
-    Entry("replace", "arXiv 2604.14433", "registers replaced", ("training", "labels"), "replacement",
-          ("organism-reg4", "scenes-content-reg4")),
+)
+_BEYOND = (
+    Entry("claims98", "arXiv 2603.25803", "the claims, at the 98th percentile", LABELLED, "claims", TRIO),
+    Entry("replace", "arXiv 2604.14433", "registers replaced", LABELLED, "replacement", WITH_REGISTERS),
     Entry("patch-score", "arXiv 2602.22394", "Patch Score, Point-in-Box", ("boxes",), "patch_score", TRIO),
-    Entry("knn", "DINOv2's protocol", "k nearest neighbours", ("training", "labels"), "frozen", TRIO),
-)  # fmt: skip
-TABLE = {entry.name: entry for entry in _ALL}
+    Entry("knn", "DINO's protocol", "k nearest neighbours", LABELLED, "frozen", TRIO),
+)
+TABLE = {entry.name: entry for entry in (*_PAPER, *_BEYOND)}
+ALSO = {
+    "fig2": "fig1",
+    "fig11": "fig10",
+    "fig14": "fig13",
+    "fig16": "fig9",
+    "table4": "table1",
+    "table5": "fig5b",
+    "table6": "table1",
+}
+"""Figures and tables of the paper that an item of another name is."""
+
+
+def find(text: str) -> tuple[Entry, ...]:
+    """Return the items that a name stands for: itself, its other numbers, all parts of a figure, or ``all``; or ()."""
+    text = text.lower().replace("_", "-")
+    text = ALSO.get(text, text)
+    if text == "all":
+        return tuple(TABLE.values())
+    if text in TABLE:
+        return (TABLE[text],)
+    return tuple(e for e in TABLE.values() if text and e.name.startswith(text) and not e.name[len(text)].isdecimal())

@@ -1,0 +1,235 @@
+"""Measure the items of ``vitprobe reproduce``, set by set and model by model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vitprobe import backbones, results
+from vitprobe.backbones.base import Backbone
+from vitprobe.cli import echo, parse
+from vitprobe.cli.reproduce_result import SCHEMA, Part
+from vitprobe.cli.session import slug
+from vitprobe.errors import ArgumentError
+from vitprobe.inputs.loading import ImageLoader
+from vitprobe.inputs.truths import TruthSource, open_truths
+from vitprobe.probes.outliers import OutlierRule
+from vitprobe.reproduction.base import Found, Setting
+from vitprobe.reproduction.growth import checkpoints
+from vitprobe.reproduction.run import Task, lacks, measure
+from vitprobe.reproduction.table import Entry
+
+PLAIN = "nothing"
+"""In place of images for items that need none."""
+NO_MODEL = {"table2-zero-shot": "a model with a text tower: --model openclip, or a folder of --objective text"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Hold the options as they were given."""
+
+    items: tuple[str, ...]
+    models: tuple[str, ...]
+    weights: tuple[str, ...]
+    image_size: str | None
+    pos_embed: str
+    data: tuple[str, ...]
+    limit: int | None
+    run: Path | None
+    seed: int
+    rule: str
+    block: str
+    choices: tuple[str, ...]
+    features: bool
+    batch_size: int
+    workers: int | None
+    device: str
+    dtype: str
+    out: Path | None
+    formats: tuple[str, ...]
+    json: bool
+
+
+class Work:
+    """Go through sets of images and models, and gather what each item found."""
+
+    def __init__(self, options: Options, tasks: Sequence[Task], run_folder: Path | None, folder: Path) -> None:
+        self.options, self.tasks, self.run, self.folder = options, tasks, run_folder, folder
+        self.parts: dict[str, list[Part]] = {}
+        self.left_out: dict[str, str] = {}
+        self.skipped: list[dict[str, str]] = []
+        self.done: set[tuple[str, str]] = set()
+        """(item, model) of items that need no images, which are measured once."""
+
+    def measure(self, data: str) -> None:
+        """Measure all items on one set of images."""
+        wants = any(set(task.entry.needs) - {"run"} for task in self.tasks)
+        train, test = self._open(data) if wants else (None, None)
+        for model, tasks in self._by_model().items():
+            keyed: dict[str, list[Task]] = {}
+            for task in tasks:
+                if reason := lacks(task.entry, train, test):
+                    self._leave_out(task.entry.name, f"{data} lacks what it needs: it {reason}")
+                    continue
+                for keywords in task.item.variants(model):
+                    keyed.setdefault(repr(dict(keywords)), []).append(task)
+            for key, own in keyed.items():
+                keywords = next(k for k in own[0].item.variants(model) if repr(dict(k)) == key)
+                self._measure_model(model, keywords, own, data, train, test)
+
+    def _open(self, data: str) -> tuple[TruthSource | None, TruthSource]:
+        limit, seed = self.options.limit, self.options.seed
+        test = open_truths(data, split="test", limit=limit, seed=seed)
+        needs_training = any("training" in task.entry.needs for task in self.tasks)
+        train = open_truths(data, split="train", limit=limit, seed=seed) if needs_training else None
+        return train, test
+
+    def _by_model(self) -> dict[str, list[Task]]:
+        """Return the items by model, in the order in which models are first named."""
+        found: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            for model in self._models(task.entry):
+                found.setdefault(model, []).append(task)
+        return found
+
+    def _models(self, entry: Entry) -> Sequence[str]:
+        if entry.name == "fig4b":
+            return checkpoints(self.run)
+        if entry.name == "fig8":
+            return (str(self.run),)
+        chosen = self.options.models or entry.models
+        if not chosen:
+            self._leave_out(entry.name, f"needs {NO_MODEL[entry.name]}")
+        return chosen
+
+    def _leave_out(self, item: str, reason: str) -> None:
+        if len(self.tasks) == 1:
+            raise ArgumentError(f"{item}: {reason}")
+        self.left_out.setdefault(item, reason)
+
+    def _measure_model(
+        self,
+        model: str,
+        keywords: Mapping[str, Any],
+        tasks: Sequence[Task],
+        data: str,
+        train: TruthSource | None,
+        test: TruthSource | None,
+    ) -> None:
+        bare = [task for task in tasks if not set(task.entry.needs) - {"run"}]
+        looked = [task for task in tasks if task not in bare]
+        for own, sources in ((bare, (None, None)), (looked, (train, test))):
+            own = [task for task in own if (task.entry.name, model) not in self.done]
+            if not own:
+                continue
+            backbone = self._load(model, keywords) if sources[1] is not None else None
+            self._measure_items(model, keywords, backbone, own, data, *sources)
+
+    def _load(self, model: str, keywords: Mapping[str, Any]) -> Backbone:
+        options = self.options
+        weights = dict(zip(options.models, parse.one_each(options.weights, options.models), strict=True))
+        size = parse.image_size(options.image_size)
+        given = {"weights": weights.get(model, "hub"), "image_size": size, "pos_embed": options.pos_embed}
+        return backbones.load(model, seed=options.seed, **given | dict(keywords))
+
+    def _measure_items(
+        self,
+        model: str,
+        keywords: Mapping[str, Any],
+        backbone: Backbone | None,
+        tasks: Sequence[Task],
+        data: str,
+        train: TruthSource | None,
+        test: TruthSource | None,
+    ) -> None:
+        options = self.options
+        device = parse.device(options.device)
+        name = "-".join(map(slug, (_short(model), *keywords.values(), *([data] if len(options.data) > 1 else []))))
+        setting = Setting(
+            model=model,
+            backbone=backbone,
+            train=train,
+            test=test,
+            rule=OutlierRule.parse(options.rule),
+            block=0 if backbone is None else parse.blocks(options.block, backbone.num_blocks)[-1],
+            norms=None,
+            seed=options.seed,
+            autocast=parse.autocast(options.dtype),
+            folder=self.folder / name,
+            run=self.run,
+        )
+        loaders = self._loaders(backbone, train, test)
+        if backbone is not None:
+            backbone.module.to(device)
+        try:
+            found = measure(tasks, setting, loaders, progress=echo.progress)
+        finally:
+            if backbone is not None:
+                backbone.module.to("cpu")
+        for task in tasks:
+            outcome = found[task.entry.name]
+            if isinstance(outcome, str):
+                self._leave_out(task.entry.name, f"{model}: {outcome}")
+                continue
+            if backbone is None:
+                self.done.add((task.entry.name, model))
+            self._keep(task, outcome, setting, loaders, name, keywords, data, device)
+
+    def _loaders(
+        self, backbone: Backbone | None, train: TruthSource | None, test: TruthSource | None
+    ) -> dict[str, ImageLoader]:
+        if backbone is None:
+            return {}
+        size, workers = self.options.batch_size, self.options.workers
+        return {
+            split: ImageLoader(source.items, backbone.transform, batch_size=size, workers=workers)
+            for split, source in (("train", train), ("test", test))
+            if source is not None
+        }
+
+    def _keep(
+        self,
+        task: Task,
+        found: Found,
+        setting: Setting,
+        loaders: Mapping[str, ImageLoader],
+        name: str,
+        keywords: Mapping[str, Any],
+        data: str,
+        device: str,
+    ) -> None:
+        """Put together what is stored of one item, model and set of images."""
+        backbone, options = setting.backbone, self.options
+        sources = {"train": setting.train, "test": setting.test}
+        used = {split: loader for split, loader in loaders.items() if split == "test" or "training" in task.entry.needs}
+        skipped = [
+            {"name": where, "reason": why}
+            for split, loader in used.items()
+            for where, why in (*sources[split].skipped, *loader.skipped)
+        ]
+        self.skipped += [one for one in skipped if one not in self.skipped]
+        inputs = {
+            split: {"name": sources[split].name, "num_images": loader.num_read, "digest": loader.digest()}
+            for split, loader in used.items()
+        }
+        provenance = results.Provenance(
+            model=asdict(backbone.spec) if backbone is not None else {"name": setting.model},
+            inputs={"name": data if used else PLAIN, **inputs},
+            seed=options.seed,
+            device=device,
+            dtype=options.dtype,
+        )
+        title = backbone.spec.title if backbone is not None else setting.model
+        title = _short(title) + "".join(f", {value}" for value in keywords.values())
+        title += f", {setting.test.name}" if len(options.data) > 1 and setting.test is not None else ""
+        settings = {"item": task.entry.name, "options": {} if task.options is None else asdict(task.options)}
+        settings |= {"rule": options.rule, "block": setting.block, "limit": options.limit}
+        summary = {"model": setting.model, "title": title, **found.as_summary(), "skipped": skipped}
+        stored = results.StoredResult(SCHEMA, results.provenance_dict(provenance), settings, summary, found.arrays)
+        self.parts.setdefault(task.entry.name, []).append(Part(title, name, found, stored))
+
+
+def _short(name: str) -> str:
+    """Return the last parts of a checkpoint's path, which tell it from others; other names as they are."""
+    parts = Path(name).parts
+    return "/".join(parts[-2:]) if len(parts) > 2 else name
