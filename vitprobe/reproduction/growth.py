@@ -12,6 +12,7 @@ from vitprobe.plots.growth import Kept, draw_growth
 from vitprobe.probes.passes import Reader
 from vitprobe.reproduction.base import Drawn, Found, Item, Setting
 from vitprobe.reproduction.norms import outlier_row, pack, tail_row, unpack
+from vitprobe.training.checkpoint import ABOUT
 
 
 def checkpoints(run: Path) -> list[str]:
@@ -24,21 +25,16 @@ def checkpoints(run: Path) -> list[str]:
         raise ArgumentError(f"{run} holds no kept checkpoints of train-registers; train with --keep 10")
     found: list[str] = []
     for variant in variants:
-        steps = {step_of(path): path for path in variant.glob("step-*")} | {
-            step_of(path): path for path in variant.glob("last")
-        }
+        steps = {step_of(path): path for path in (*variant.glob("last"), *variant.glob("step-*"))}
         found += [str(steps[step]) for step in sorted(steps)]
     return found
 
 
 def step_of(checkpoint: Path) -> int:
-    """Return the training step of a checkpoint's folder: of its name, or for the last what the run was to train."""
-    name, _, number = checkpoint.name.partition("-")
-    if name == "step" and number.isdecimal():
-        return int(number)
+    """Return the training step of a checkpoint's folder. Raises `ArgumentError` for another folder."""
     try:
-        return int(json.loads((checkpoint.parents[1] / "run.json").read_text())["options"]["steps"])
-    except (OSError, ValueError, KeyError, IndexError) as error:
+        return int(json.loads((checkpoint / ABOUT).read_text())["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArgumentError(
             f"{checkpoint} is no checkpoint of train-registers ({error}); give --run its run"
         ) from error
