@@ -69,23 +69,22 @@ def test_a_sweep_is_read_from_its_run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     write_comparison(run, variants, {"seed": 3}, {"steps": 400}, {"steps": 400, "objective": "supervised"}, ())
-    measured = sweep.measure(setting(run), None)
-    assert measured.train_readers() == measured.test_readers() == ()
-    found = measured.found()
-    rows = {row.what: row for row in found.rows}
-    assert rows["R = 0: outlier patches"].value == variants[0].norms.summary["outlier_fraction"] > 0
-    assert (
-        rows["R = 4: outlier patches"].value == 0 and rows["R = 1: accuracy"].value == variants[1].measures["accuracy"]
-    )
-    assert found.summary["seed"] == 3 and found.summary["steps"] == 400
-    assert set(figures(sweep.ITEMS["fig8"], found)) == {"sweep", "maps"}
+    folders = sweep.variants_of(run)
+    assert [Path(one).name for one in folders] == ["reg0", "reg1", "reg4"]
+    found = [sweep.measure(setting(one), None).found() for one in folders]
+    rows = [{row.what: row for row in one.rows} for one in found]
+    assert rows[0]["outlier patches"].value == variants[0].norms.summary["outlier_fraction"] > 0
+    assert rows[2]["outlier patches"].value == 0
+    assert rows[1]["accuracy"].value == variants[1].measures["accuracy"]
+    assert found[0].summary["seed"] == 3 and found[0].summary["steps"] == 400
+    assert set(figures(sweep.ITEMS["fig8"], *found)) == {"sweep", "maps"}
 
 
 def test_what_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match="no result"):
-        sweep.measure(setting(tmp_path), None).found()
+        sweep.variants_of(tmp_path)
     run = tmp_path / "run"
     run.mkdir()
     write_comparison(run, [make_variant(0, num_blocks=3, images=12)], {"seed": 3}, {}, {}, ())
     with pytest.raises(InputError, match="holds no sweep"):
-        sweep.measure(setting(run), None).found()
+        sweep.variants_of(run)

@@ -17,6 +17,7 @@ from vitprobe.probes.outliers import OutlierRule
 from vitprobe.reproduction.base import Found, Setting
 from vitprobe.reproduction.growth import checkpoints
 from vitprobe.reproduction.run import Task, lacks, measure
+from vitprobe.reproduction.sweep import variants_of
 from vitprobe.reproduction.table import Entry
 
 PLAIN = "nothing"
@@ -78,9 +79,10 @@ class Work:
                 self._measure_model(model, keywords, own, data, train, test)
 
     def _open(self, data: str) -> tuple[TruthSource | None, TruthSource]:
+        """Open the images; a set without splits of its own is split only where an item trains on part of it."""
         limit, seed = self.options.limit, self.options.seed
-        test = open_truths(data, split="test", limit=limit, seed=seed)
         needs_training = any("training" in task.entry.needs for task in self.tasks)
+        test = open_truths(data, split="test" if needs_training else "whole", limit=limit, seed=seed)
         train = open_truths(data, split="train", limit=limit, seed=seed) if needs_training else None
         return train, test
 
@@ -96,7 +98,7 @@ class Work:
         if entry.name == "fig4b":
             return checkpoints(self.run)
         if entry.name == "fig8":
-            return (str(self.run),)
+            return variants_of(self.run)
         chosen = self.options.models or entry.models
         if not chosen:
             self._leave_out(entry.name, f"needs {NO_MODEL[entry.name]}")
@@ -213,7 +215,7 @@ class Work:
             for split, loader in used.items()
         }
         provenance = results.Provenance(
-            model=asdict(backbone.spec) if backbone is not None else {"name": setting.model},
+            model=self._told(asdict(backbone.spec) if backbone is not None else {"name": setting.model}),
             inputs={"name": data if used else PLAIN, **inputs},
             seed=options.seed,
             device=device,
@@ -224,9 +226,15 @@ class Work:
         title += f", {setting.test.name}" if len(options.data) > 1 and setting.test is not None else ""
         settings = {"item": task.entry.name, "options": {} if task.options is None else asdict(task.options)}
         settings |= {"rule": options.rule, "block": setting.block, "limit": options.limit}
-        summary = {"model": setting.model, "title": title, **found.as_summary(), "skipped": skipped}
+        summary = {**self._told({"model": setting.model}), "title": title, **found.as_summary(), "skipped": skipped}
         stored = results.StoredResult(SCHEMA, results.provenance_dict(provenance), settings, summary, found.arrays)
         self.parts.setdefault(task.entry.name, []).append(Part(title, name, found, stored))
+
+    def _told(self, said: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is said of a model, with the folder of a run trained here as it lies inside the result."""
+        if self.run is None or self.options.run is not None:
+            return dict(said)
+        return {k: v.replace(str(self.run), self.run.name) if isinstance(v, str) else v for k, v in said.items()}
 
 
 def _short(name: str) -> str:

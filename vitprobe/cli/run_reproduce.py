@@ -1,7 +1,7 @@
 """The body of ``vitprobe reproduce``: resolve what is asked, measure, save, draw, echo."""
 
 import contextlib
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -22,7 +22,7 @@ from vitprobe.reproduction.base import fill
 from vitprobe.reproduction.run import Task
 from vitprobe.reproduction.table import TABLE, Entry, find
 
-SMALL = {"steps": 120, "eval_every": 40, "keep": 6, "num_held_out": 128, "num_bank": 256}
+SMALL = {"steps": 90, "eval_every": 30, "keep": 6, "num_held_out": 128, "num_bank": 256}
 """What is trained where fig4b or fig8 is asked for without --run."""
 SMALL_SWEEP = {"fig8": [1, 2, 4, 8, 16], "fig4b": [4]}
 
@@ -35,6 +35,8 @@ def run(options: Options) -> int:
     alone("reproduce", options.device)
     entries = named(options.items)
     tasks = with_options(entries, options.choices)
+    if options.block == "all":
+        raise ArgumentError("got --block all; an item looks at one block: give its number, or last")
     formats, out = parse.formats(options.formats), _out(options)
     OutlierRule.parse(options.rule), parse.device(options.device), parse.autocast(options.dtype)
     results.check_free(out)
@@ -110,6 +112,6 @@ def _trained(options: Options, items: Sequence[str], whole: Path) -> Path | None
 
     numbers = sorted({number for name in wanted for number in SMALL_SWEEP[name]})
     asked = SMALL | {"num_reg": numbers, "control": True, "data": ["scenes"], "seed": options.seed}
-    with contextlib.redirect_stdout(sys.stderr):
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         train(asked, out=whole / "run", resume=None, dry_run=False, formats=(), as_json=True)
     return whole / "run"

@@ -33,7 +33,7 @@ class Row:
     """``outlier tokens, majority colour``."""
     value: float | None
     unit: str
-    """``share`` (shown in %), or what the number counts: ``cosine``, ``patches``, ``RMSE, m``, ``GFLOPs``."""
+    """``share`` (shown in %), or what the number is in: ``patches``, ``RMSE, m``, ``GFLOPs``; empty for none."""
     number: int
     """Images, or tokens of as many images, that it was measured on."""
     interval: tuple[float, float] | None = None

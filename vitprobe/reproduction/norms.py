@@ -72,8 +72,8 @@ def _histogram_rows(stats: NormStats) -> list[Row]:
 def _block_rows(stats: NormStats) -> list[Row]:
     onset = stats.summary["onset_block"]
     number = stats.summary["num_images"]
-    first = Row("first block with two modes", onset, "block, from 0", number)
-    return [first, Row("number of blocks", len(stats.summary["blocks"]), "blocks", number), outlier_row(stats)]
+    first = Row("first block with two modes", onset, "from 0", number)
+    return [first, Row("number of blocks", len(stats.summary["blocks"]), "", number), outlier_row(stats)]
 
 
 def _kind_rows(stats: NormStats) -> list[Row]:
