@@ -37,7 +37,20 @@ SHARED = {
         "slots",
         "reading",
         "stream",
-    },  # whatever a training stream is made of
+        "scene_stream",
+        "geometry",
+        "truths",
+        "truth_base",
+        "truth_classes",
+        "truth_coco",
+        "truth_files",
+        "truth_layouts",
+        "truth_masks",
+        "truth_nyud",
+        "truth_other",
+        "truth_scenes",
+        "truth_voc",
+    },  # whatever a training stream is made of, and images with truths
     "backbones": {
         "base",
         "weights",
@@ -72,7 +85,7 @@ SHARED = {
         "verdict",
     },
     "registers": {"base"},
-    "reproduction": {"base", "table", "norms"},
+    "reproduction": {"base", "table", "norms", "trusted"},
     "training": {
         "config",
         "recipes",

@@ -19,6 +19,7 @@ from vitprobe.reproduction.growth import checkpoints
 from vitprobe.reproduction.run import Task, lacks, measure
 from vitprobe.reproduction.sweep import variants_of
 from vitprobe.reproduction.table import Entry
+from vitprobe.reproduction.trusted import TrustedLoader, cached
 
 PLAIN = "nothing"
 """In place of images for items that need none."""
@@ -84,7 +85,7 @@ class Work:
         needs_training = any("training" in task.entry.needs for task in self.tasks)
         test = open_truths(data, split="test" if needs_training else "whole", limit=limit, seed=seed)
         train = open_truths(data, split="train", limit=limit, seed=seed) if needs_training else None
-        return train, test
+        return None if train is None else cached(train), cached(test)
 
     def _by_model(self) -> dict[str, list[Task]]:
         """Return the items by model, in the order in which models are first named."""
@@ -160,7 +161,7 @@ class Work:
             folder=self.folder / name,
             run=self.run,
         )
-        loaders = self._loaders(backbone, train, test)
+        loaders = self._loaders(backbone, {need for task in tasks for need in task.entry.needs}, train, test)
         if backbone is not None:
             backbone.module.to(device)
         try:
@@ -178,13 +179,15 @@ class Work:
             self._keep(task, outcome, setting, loaders, name, keywords, data, device)
 
     def _loaders(
-        self, backbone: Backbone | None, train: TruthSource | None, test: TruthSource | None
-    ) -> dict[str, ImageLoader]:
+        self, backbone: Backbone | None, needs: set[str], train: TruthSource | None, test: TruthSource | None
+    ) -> dict[str, TrustedLoader]:
         if backbone is None:
             return {}
         size, workers = self.options.batch_size, self.options.workers
         return {
-            split: ImageLoader(source.items, backbone.transform, batch_size=size, workers=workers)
+            split: TrustedLoader(
+                ImageLoader(source.items, backbone.transform, batch_size=size, workers=workers), source, needs
+            )
             for split, source in (("train", train), ("test", test))
             if source is not None
         }
@@ -194,7 +197,7 @@ class Work:
         task: Task,
         found: Found,
         setting: Setting,
-        loaders: Mapping[str, ImageLoader],
+        loaders: Mapping[str, TrustedLoader],
         name: str,
         keywords: Mapping[str, Any],
         data: str,

@@ -39,11 +39,15 @@ class Known:
     """Say how torchvision opens one set."""
 
     splits: tuple[str, ...]
-    """Names of its splits; the first is the one that is taken where none is given."""
+    """Names of its splits; the first is the one that is taken where none is given. Empty where it has none."""
     holds: str
     """What the folder must hold."""
     has_train_flag: bool = False
     """Whether the split is given as `train=True` or `train=False`."""
+    may_fetch: bool = True
+    """Whether torchvision can still fetch it."""
+    must: str = ""
+    """What is looked for before torchvision is asked, which would make a folder for it."""
 
 
 _MNIST = "raw/train-images-idx3-ubyte, raw/train-labels-idx1-ubyte and the same of t10k"
@@ -60,8 +64,29 @@ TORCHVISION: Mapping[str, Known] = {
     "DTD": Known(("train", "val", "test"), "dtd/dtd/ with images/ and labels/"),
     "FGVCAircraft": Known(("train", "val", "trainval", "test"), "fgvc-aircraft-2013b/ with data/"),
     "OxfordIIITPet": Known(("trainval", "test"), "oxford-iiit-pet/ with images/ and annotations/"),
+    "StanfordCars": Known(
+        ("train", "test"),
+        "stanford_cars/ with cars_train/, cars_test/, devkit/ and cars_test_annos_withlabels.mat",
+        may_fetch=False,
+    ),
+    "SUN397": Known((), "SUN397/ with ClassName.txt and folders of classes"),
+    "Caltech101": Known(
+        (),
+        "caltech101/101_ObjectCategories/ with folders of classes and BACKGROUND_Google/",
+        must="caltech101/101_ObjectCategories",
+    ),
+    "Places365": Known(
+        ("train-standard", "train-challenge", "val"),
+        "categories_places365.txt, places365_train_standard.txt, places365_val.txt, data_large_standard/, val_large/",
+    ),
 }
-"""Sets whose classes do not show in their folders; a set of class folders (ImageNet, EuroSAT) is given as a folder."""
+"""Sets whose classes do not show in their folders; a set of class folders (ImageNet, EuroSAT) is given as a folder.
+
+Of the fourteen of Table 1 (arXiv 2309.16588), ImageNet, VOC and CUB are read by `truths`; the paper's Places205 is no
+longer distributed, and Places365 stands for it.
+"""
+TRAIN_FOLDERS, HELD_FOLDERS = ("train", "training"), ("val", "valid", "validation", "eval", "evaluation")
+"""Folders in which timm looks for the splits of a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +148,47 @@ def is_named(text: str) -> bool:
     return text.partition(":")[0] in LIBRARIES and ":" in text
 
 
+def named_parts(text: str) -> tuple[str | None, str | None]:
+    """Return the inputs that stand for a named set's own images to train on and to test on; None twice for no splits.
+
+    A split that the input names is to test on; None is to train on where it holds training images. Raises InputError
+    for no such input.
+    """
+    library, name, root, split, download = _parse(text)
+    own = _own_splits(library, name, root)
+    train = next((one for one in own if one.startswith("train")), None)
+    test = next((one for one in ("test", "validation", "val") if one in own), None)
+    if split is not None:
+        is_known = library == "timm" or split in own
+        test, train = split, train if is_known and not split.startswith("train") else None
+    ending = ":download" if download else ""
+    made = (None if one is None else f"{library}:{name}:{root}:{one}{ending}" for one in (train, test))
+    return tuple(made)
+
+
+def _own_splits(library: str, name: str, root: str) -> tuple[str, ...]:
+    if library == "torchvision":
+        return TORCHVISION[name].splits if name in TORCHVISION else ()
+    if name.lower() in ("folder", "torch/folder", "torch/image_folder"):
+        there = (
+            any(os.path.isdir(os.path.join(root, one)) for one in names) for names in (TRAIN_FOLDERS, HELD_FOLDERS)
+        )
+        return ("train", "validation") if all(there) else ()
+    return ("train", "validation") if name.lower().startswith("torch/") else ()
+
+
 def open_named(text: str) -> NamedSet:
     """Return the images of a named set with their labels, listed and not read.
 
     Raises InputError where the name or the split is not known, and where the set is not there; it says what is needed.
     """
     library, name, root, split, download = _parse(text)
-    if library == "torchvision":
-        dataset = _from_torchvision(text, name, root, split, download)
-    else:
-        dataset = _from_timm(text, name, root, split or "train", download)
-    return _listed(text, dataset)
+    if library == "timm":
+        return _listed(text, _from_timm(text, name, root, split or "train", download))
+    found = _listed(text, _from_torchvision(text, name, root, split, download))
+    if not TORCHVISION[name].splits:  # it will be split by seed, and some come in the order of the disk
+        return NamedSet(sorted(found.items, key=lambda item: item.path), found.classes)
+    return found
 
 
 def _parse(text: str) -> tuple[str, str, str, str | None, bool]:
@@ -157,14 +212,16 @@ def _from_torchvision(text: str, name: str, root: str, split: str | None, downlo
             f"{safe_name(text)}: no set {name!r}; of torchvision's there are {', '.join(TORCHVISION)}; "
             "give a set of class folders as that folder"
         )
-    split = split or known.splits[0]
-    if split not in known.splits:
-        raise InputError(f"{safe_name(text)}: no split {split!r}; {name} has {', '.join(known.splits)}")
-    chosen = {"train": split == "train"} if known.has_train_flag else {"split": split}
+    split = split or next(iter(known.splits), None)
+    if split is not None and split not in known.splits:
+        raise InputError(f"{safe_name(text)}: no split {split!r}; {name} has {', '.join(known.splits) or 'none'}")
+    chosen = {"train": split == "train"} if known.has_train_flag else {"split": split} if known.splits else {}
+    if known.must and not download and not os.path.isdir(os.path.join(root, known.must)):
+        raise _not_there(text, root, known.holds, FileNotFoundError("Dataset not found"), may_fetch=True)
     try:
         return getattr(datasets, name)(root, download=download, **chosen)
     except FAILURES as error:
-        raise _not_there(text, root, known.holds, error, may_fetch=not download) from None
+        raise _not_there(text, root, known.holds, error, may_fetch=known.may_fetch and not download) from None
 
 
 def _from_timm(text: str, name: str, root: str, split: str, download: bool) -> Any:
@@ -192,7 +249,7 @@ def _from_timm(text: str, name: str, root: str, split: str, download: bool) -> A
 
 
 def _not_there(text: str, root: str, holds: str, error: Exception, *, may_fetch: bool) -> InputError:
-    reason = one_line(str(error).partition(" You can use download")[0].rstrip("."))
+    reason = one_line(re.split(" You can (?:use|set) download", str(error))[0].rstrip("."))
     reason = reason or (type(error).__name__ if os.path.isdir(root) else "no such folder")
     fetch = f", or have it fetched there: {safe_name(text)}:download" if may_fetch else ""
     return InputError(f"{safe_name(text)}: {reason}; {safe_name(root)} must hold {holds}{fetch}")
@@ -208,11 +265,24 @@ def _listed(text: str, dataset: Any) -> NamedSet:
     if hasattr(lists, "samples"):  # folders of classes, whoever lists them
         order = lists.wnid_to_idx if hasattr(lists, "wnid_to_idx") else lists.class_to_idx
         return _named(text, [path for path, _ in lists.samples], [at for _, at in lists.samples], _in_order(order))
-    paths = next((getattr(dataset, name) for name in ("_image_files", "_images") if hasattr(dataset, name)), None)
-    labels = next((getattr(dataset, name) for name in ("targets", "labels", "_labels") if hasattr(dataset, name)), None)
+    pairs = next((getattr(dataset, name) for name in ("_samples", "imgs") if hasattr(dataset, name)), None)
+    if pairs is not None:  # Stanford Cars, Places365
+        paths, labels = [path for path, _ in pairs], [at for _, at in pairs]
+    elif hasattr(dataset, "categories"):  # Caltech101
+        folder, labels = os.path.join(dataset.root, "101_ObjectCategories"), dataset.y
+        names = (
+            f"{dataset.categories[at]}/image_{index:04d}.jpg" for at, index in zip(labels, dataset.index, strict=True)
+        )
+        paths = [os.path.join(folder, name) for name in names]
+    else:
+        paths, labels = (
+            next((getattr(dataset, name) for name in names if hasattr(dataset, name)), None)
+            for names in (("_image_files", "_images"), ("targets", "labels", "_labels"))
+        )
+    classes = tuple(getattr(dataset, "classes", getattr(dataset, "categories", ())))
     if labels is None:
         raise InputError(f"{safe_name(text)}: its labels cannot be listed without reading its images; give a folder")
-    return _named(text, paths, [int(label) for label in labels], tuple(getattr(dataset, "classes", ())), dataset)
+    return _named(text, paths, [int(label) for label in labels], classes, dataset)
 
 
 def _in_order(positions: Mapping[str, int]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from vitprobe.backbones.base import Backbone
 from vitprobe.errors import VitprobeError
-from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.truths import TruthSource
 from vitprobe.probes.batch import Batch
 from vitprobe.probes.norms import NormReader
@@ -18,6 +17,7 @@ from vitprobe.probes.passes import Reader, run_pass
 from vitprobe.recorder import Recorder, Site
 from vitprobe.reproduction.base import Found, Item, Setting
 from vitprobe.reproduction.table import NEEDS, Entry
+from vitprobe.reproduction.trusted import TrustedLoader
 
 TRUTHS = {"labels": "labels", "masks": "masks", "depth": "depth", "boxes": "boxes"}
 """What a set of images must have, by what an item needs."""
@@ -48,7 +48,7 @@ def lacks(entry: Entry, train: TruthSource | None, test: TruthSource | None) -> 
 def measure(
     tasks: Sequence[Task],
     setting: Setting,
-    loaders: Mapping[str, ImageLoader],
+    loaders: Mapping[str, TrustedLoader],
     *,
     progress: Progress,
 ) -> dict[str, Found | str]:
@@ -113,7 +113,7 @@ def _asked(
         return []
 
 
-def _pass(title: str, setting: Setting, loader: ImageLoader, readers: Sequence["_Guard"], progress: Progress) -> None:
+def _pass(title: str, setting: Setting, loader: TrustedLoader, readers: Sequence["_Guard"], progress: Progress) -> None:
     with progress(f"{setting.model}: {title}", len(loader)) as advance:
         run_pass(
             setting.backbone,
