@@ -68,6 +68,7 @@ SHARED = {
         "attention",
         "batch",
         "boxes",
+        "by_image",
         "curves",
         "evidence",
         "histogram",
@@ -124,7 +125,7 @@ LIBRARIES = {
     "lightly": {"training"},
     "PIL": {"inputs", "backbones", "recorder"},
     "sklearn": {"probes", "registers", "inputs"},
-    "matplotlib": {"plots"},
+    "matplotlib": {"plots", "reproduction"},  # the latter for the type of a figure alone
     "accelerate": {"training", "probes"},
     "typer": {"cli"},
 }
