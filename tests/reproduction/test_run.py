@@ -119,9 +119,10 @@ def test_options_that_an_item_has_not_are_refused():
 def test_a_table_sets_models_and_published_numbers_side_by_side():
     entry = Entry("table3", "Table 3", "CorLoc", ("boxes",), "discovery")
     one = Found((Row("CorLoc", 0.5, "share", 9, (0.2, 0.8), key="voc2007"), Row("mean IoU", 0.3, "share", 9)), {})
-    other = Found((Row("CorLoc", 0.6, "share", 9, key="voc2007"),), {"note": "one seed"})
+    said = {"note": "one seed", "claims": {"a": "it helps", "b": "untold"}, "answers": {"a": "not clear"}}
+    other = Found((Row("CorLoc", 0.6, "share", 9, key="voc2007"),), said)
     found = table(entry, [("a", "dinov2-l14", one), ("b", "dinov2-reg-l14", other)])
-    assert found["columns"] == ["a", "b"] and found["notes"] == ["one seed"]
+    assert found["columns"] == ["a", "b"] and found["notes"] == ["b: it helps: not clear", "one seed"]
     first, second = found["rows"]
     assert [cell["value"] for cell in first["cells"]] == [0.5, 0.6] and second["cells"][1] is None
     assert {one["model"] for one in first["published"]} == {"DINOv2-L", "DINOv2-L + 4 reg"} and not second["published"]

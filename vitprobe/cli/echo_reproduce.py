@@ -67,7 +67,7 @@ def _table(name: str, item: Mapping[str, Any]) -> Table:
     for row in item["rows"]:
         cells = [_cell(cell, row["unit"]) for cell in row["cells"]]
         published = [_published(row["published"])] if has_published else []
-        unit = "" if row["unit"] in ("share", "") else f", {row['unit']}"
+        unit = "" if row["unit"] == "share" or row["unit"] in row["what"] else f", {row['unit']}"
         table.add_row(escape(f"{row['what']}{unit}"), *cells, *published)
     return table
 

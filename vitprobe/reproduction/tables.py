@@ -40,11 +40,15 @@ def table(entry: Entry, parts: Sequence[tuple[str, str, Found]]) -> dict[str, An
         "columns": [title for title, _, _ in parts],
         "models": [model for _, model, _ in parts],
         "rows": rows,
-        "notes": list(dict.fromkeys(note for _, _, found in parts for note in _notes(found))),
+        "notes": list(dict.fromkeys(note for title, _, found in parts for note in _notes(title, found))),
     }
 
 
-def _notes(found: Found) -> list[str]:
-    """Return what an item says beside its rows in words."""
-    said = found.summary.get("notes", ())
-    return [*([found.summary["note"]] if "note" in found.summary else []), *said]
+def _notes(title: str, found: Found) -> list[str]:
+    """Return what an item says beside its rows: the claims that it tested, with the answer for a model, and notes."""
+    said = found.summary
+    claims, answers = (said.get(name, {}) for name in ("claims", "answers"))
+    if "claim" in said:
+        claims, answers = {"": said["claim"]}, {"": said["answer"]}
+    tested = [f"{title}: {claims[name]}: {answer}" for name, answer in answers.items() if name in claims]
+    return [*tested, *([said["note"]] if "note" in said else []), *said.get("notes", ())]
