@@ -71,6 +71,7 @@ SHARED = {
         "by_image",
         "curves",
         "evidence",
+        "feature_file",
         "histogram",
         "knn",
         "linear",

@@ -96,5 +96,5 @@ def _published(every: Sequence[Mapping[str, Any]]) -> str:
 
 def _number(value: float, unit: str) -> str:
     if unit == "share":
-        return f"{value:.1%}" if value == 0 or value >= 0.001 else f"{value:.2%}"
+        return f"{value:.1%}" if value == 0 or abs(value) >= 0.001 else f"{value:.2%}"
     return f"{value:.4g}"

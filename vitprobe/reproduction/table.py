@@ -6,6 +6,7 @@ PAIR = ("organism", "organism-reg4")
 TRIO = (*PAIR, "organism-clean")
 WITH_REGISTERS = ("organism-reg4", "scenes-content-reg4")
 SIZES = ("scenes-content", "organism", "organism-clean")
+REGISTERS = ("organism", *WITH_REGISTERS)
 LABELLED = ("training", "labels")
 
 NEEDS = {
@@ -46,7 +47,7 @@ _PAPER = (
     Entry("fig5b", "Fig. 5 b, Table 5", "position and pixels from one token", ("training",), "local_probes", TRIO),
     Entry("fig7", "Fig. 7", "norms with and without registers", ("images",), "norms", TRIO),
     Entry("fig8", "Fig. 8", "0 to 16 registers: maps and scores", ("run",), "sweep", ()),
-    Entry("fig9", "Fig. 9, 16", "attention of CLS and of each register", ("images",), "register_maps", PAIR),
+    Entry("fig9", "Fig. 9, 16", "attention of CLS and of each register", ("images",), "register_maps", REGISTERS),
     Entry("fig10", "Fig. 10, 11", "where outliers lie, by position resize", ("images",), "norms", PAIR),
     Entry("fig12", "Fig. 12", "FLOPs and parameters by number of registers", (), "flops", ("deit3-b16", "dinov2-l14")),
     Entry("fig13", "Fig. 13, 14", "value projection: spectrum, null space", ("images",), "null_space", TRIO),
