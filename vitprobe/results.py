@@ -196,6 +196,7 @@ def _plain(value: Any) -> Any:
 def _describe(name: str) -> str:
     known = {
         "arrays.npz": "the result's arrays, named as its fields",
+        "table.md": "the numbers as a table, published ones beside",
         "tokens.parquet": "one row a token: image, block, kind, row, col, norm, outlier",
     }
     return known.get(Path(name).name, "result" if name.endswith("result.json") else FIGURE)

@@ -36,7 +36,9 @@ def test_items_of_one_call_stand_beside_each_other(run, tmp_path):
         assert words in said
     assert {path.name for path in out.iterdir()} == {"result.json", "fig3", "fig7"}
     models = {"organism", "organism-reg4", "organism-clean"}
-    assert {path.name for path in (out / "fig3").iterdir()} == models | {"result.json", "histogram.png"}
+    assert {path.name for path in (out / "fig3").iterdir()} == models | {"result.json", "histogram.png", "table.md"}
+    text = (out / "fig3" / "table.md").read_text()
+    assert "| patches over the cutoff |" in text and "2.4% DINOv2-g [paper]" in text and "arXiv 2309.16588" in text
     stored = json.loads((out / "result.json").read_text())
     assert stored["schema"] == "vitprobe.reproduce/1" and set(stored["summary"]["items"]) == {"fig3", "fig7"}
     row = stored["summary"]["items"]["fig3"]["rows"][0]

@@ -10,10 +10,8 @@ from rich.table import Table
 
 from vitprobe.cli import echo
 from vitprobe.reproduction.table import NEEDS, TABLE
+from vitprobe.reproduction.tables import cell, label, stated
 from vitprobe.results import to_json
-
-MOST_PUBLISHED = 4
-"""Published numbers shown beside a row; the result has all of them."""
 
 
 def listed(layouts: Sequence[tuple[str, str, str]], *, as_json: bool) -> None:
@@ -65,36 +63,6 @@ def _table(name: str, item: Mapping[str, Any]) -> Table:
     if has_published:
         table.add_column("published", overflow="fold")
     for row in item["rows"]:
-        cells = [_cell(cell, row["unit"]) for cell in row["cells"]]
-        published = [_published(row["published"])] if has_published else []
-        unit = "" if row["unit"] == "share" or row["unit"] in row["what"] else f", {row['unit']}"
-        table.add_row(escape(f"{row['what']}{unit}"), *cells, *published)
+        published = [escape("\n".join(stated(row["published"])))] if has_published else []
+        table.add_row(escape(label(row)), *(cell(one, row["unit"]) for one in row["cells"]), *published)
     return table
-
-
-def _cell(cell: Mapping[str, Any] | None, unit: str) -> str:
-    """Write a number with its interval or its spread."""
-    if cell is None or cell["value"] is None:
-        return "-"
-    text = _number(cell["value"], unit)
-    if cell["interval"] is not None and None not in cell["interval"]:
-        low, high = (_number(end, unit) for end in cell["interval"])
-        text += f" ({low} to {high})"
-    elif cell["spread"] is not None and cell["spread"] == cell["spread"]:
-        text += f" ±{_number(cell['spread'], unit)}"
-    return text
-
-
-def _published(every: Sequence[Mapping[str, Any]]) -> str:
-    shown = [
-        f"{one['bound']}{' ' * bool(one['bound'])}{_number(one['value'], one['unit'])} {one['model']} [{one['trust']}]"
-        for one in every[:MOST_PUBLISHED]
-    ]
-    more = [f"and {len(every) - MOST_PUBLISHED} more"] if len(every) > MOST_PUBLISHED else []
-    return escape("\n".join(shown + more))
-
-
-def _number(value: float, unit: str) -> str:
-    if unit == "share":
-        return f"{value:.1%}" if value == 0 or abs(value) >= 0.001 else f"{value:.2%}"
-    return f"{value:.4g}"

@@ -11,9 +11,10 @@ from vitprobe.cli.session import unique
 from vitprobe.reproduction.base import Drawn, Found, Item
 from vitprobe.reproduction.run import Task
 from vitprobe.reproduction.table import TABLE, Entry
-from vitprobe.reproduction.tables import table
+from vitprobe.reproduction.tables import markdown, table
 
 SCHEMA = "vitprobe.reproduce/1"
+TEXT = "table.md"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def save_item(task: Task, parts: Sequence[Part], folder: Path, formats: tuple[st
         if len(parts) > 1:
             results.save(inner, part.stored)
     draw([(part.title, part.found) for part in parts], folder, formats, task.item)
+    (folder / TEXT).write_text(markdown(task.entry.name, _table(task.entry.name, parts)), encoding="utf-8")
     if len(parts) == 1:
         results.save(folder, parts[0].stored)
         return
@@ -73,6 +75,10 @@ def redraw(folder: Path, stored: results.StoredResult, formats: tuple[str, ...])
     return draw(drawn, folder, formats, item)
 
 
+def _table(name: str, parts: Sequence[Part]) -> dict[str, Any]:
+    return table(TABLE[name], [(part.title, part.stored.summary["model"], part.found) for part in parts])
+
+
 def save_whole(
     parts: Mapping[str, Sequence[Part]],
     left_out: Mapping[str, str],
@@ -81,10 +87,7 @@ def save_whole(
     whole: Path,
 ) -> dict[str, Any]:
     """Write the result above all items, and return its summary: a table an item, published numbers beside."""
-    tables = {
-        name: table(TABLE[name], [(part.title, part.stored.summary["model"], part.found) for part in own])
-        for name, own in parts.items()
-    }
+    tables = {name: _table(name, own) for name, own in parts.items()}
     summary = {"items": tables, "left_out": dict(left_out), "skipped": list(skipped)}
     every = [part.stored for own in parts.values() for part in own]
     models = {stored.summary["model"]: stored.provenance["model"] for stored in every}

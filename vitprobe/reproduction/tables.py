@@ -1,12 +1,15 @@
 """Lay out what an item found of several models as one table, with published numbers in the last column."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from vitprobe.published import beside
 from vitprobe.reproduction.base import Found
 from vitprobe.reproduction.table import Entry
+
+MOST_PUBLISHED = 4
+"""Published numbers shown beside a row; the result has all of them."""
 
 
 def table(entry: Entry, parts: Sequence[tuple[str, str, Found]]) -> dict[str, Any]:
@@ -52,3 +55,55 @@ def _notes(title: str, found: Found) -> list[str]:
         claims, answers = {"": said["claim"]}, {"": said["answer"]}
     tested = [f"{title}: {claims[name]}: {answer}" for name, answer in answers.items() if name in claims]
     return [*tested, *([said["note"]] if "note" in said else []), *said.get("notes", ())]
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """Return what a row is of, with its unit where the words do not name it."""
+    is_said = row["unit"] == "share" or row["unit"] in row["what"]
+    return row["what"] if is_said else f"{row['what']}, {row['unit']}"
+
+
+def cell(found: Mapping[str, Any] | None, unit: str) -> str:
+    """Write a number with its interval or its spread; a dash where nothing was measured."""
+    if found is None or found["value"] is None:
+        return "-"
+    text = _number(found["value"], unit)
+    if found["interval"] is not None and None not in found["interval"]:
+        low, high = (_number(end, unit) for end in found["interval"])
+        return f"{text} ({low} to {high})"
+    spread = found["spread"]
+    return f"{text} ±{_number(spread, unit)}" if spread is not None and spread == spread else text
+
+
+def stated(every: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write published numbers, a line each, with their model and how far to trust them."""
+    lines = [
+        f"{one['bound']}{' ' * bool(one['bound'])}{_number(one['value'], one['unit'])} {one['model']} [{one['trust']}]"
+        for one in every[:MOST_PUBLISHED]
+    ]
+    return lines + ([f"and {len(every) - MOST_PUBLISHED} more"] if len(every) > MOST_PUBLISHED else [])
+
+
+def markdown(name: str, item: Mapping[str, Any]) -> str:
+    """Write an item's table as Markdown, with its notes and the sources of what was published."""
+    head = ["", *item["columns"], "published"]
+    lines = [f"**{name}** ({item['paper']}): {item['title']}", ""]
+    lines += [f"| {' | '.join(map(_escaped, head))} |", f"| --- |{' ---: |' * len(item['columns'])} --- |"]
+    for row in item["rows"]:
+        cells = [cell(one, row["unit"]) for one in row["cells"]]
+        parts = [label(row), *cells, "<br>".join(stated(row["published"]))]
+        lines.append(f"| {' | '.join(map(_escaped, parts))} |")
+    sources = dict.fromkeys(f"{one['model']}: {one['source']}" for row in item["rows"] for one in row["published"])
+    lines += [""] * bool(item["notes"]) + [f"- {note}" for note in item["notes"]]
+    lines += ["", "Published: " + "; ".join(sources) + "."] if sources else []
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(value: float, unit: str) -> str:
+    if unit == "share":
+        return f"{value:.1%}" if value == 0 or abs(value) >= 0.001 else f"{value:.2%}"
+    return f"{value:.4g}"
