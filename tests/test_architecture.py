@@ -70,6 +70,8 @@ SHARED = {
         "boxes",
         "by_image",
         "curves",
+        "dense_sample",
+        "dense_scores",
         "evidence",
         "feature_file",
         "histogram",
@@ -87,7 +89,7 @@ SHARED = {
         "verdict",
     },
     "registers": {"base"},
-    "reproduction": {"base", "table", "norms", "trusted"},
+    "reproduction": {"base", "table", "norms", "trusted", "dense_figures", "dense_options"},
     "training": {
         "config",
         "recipes",

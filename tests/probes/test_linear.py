@@ -7,7 +7,7 @@ from sklearn.preprocessing import StandardScaler
 
 from vitprobe.errors import ArgumentError
 from vitprobe.probes import linear_fit
-from vitprobe.probes.linear import logistic_probe, over_draws, ridge_probe
+from vitprobe.probes.linear import C_GRID, logistic_probe, logistic_probes, over_draws, ridge_probe, ridge_probes
 from vitprobe.probes.linear_fit import fit_ridges, fit_sklearn, fit_torch, hold_out
 
 
@@ -85,12 +85,12 @@ def test_c_is_chosen_on_the_held_out_fifth():
     found = logistic_probe(train, labels, test, wanted, seed=1)
     rest, held = hold_out(labels, np.arange(100), 1)
     scores = []
-    for c in (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0):
+    for c in C_GRID:
         scaler = StandardScaler().fit(train[rest].astype(float))
         own = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(train[rest].astype(float)), labels[rest])
         scores.append(own.score(scaler.transform(train[held].astype(float)), labels[held]))
     assert found.held_out == pytest.approx(scores) and len(set(scores)) > 1
-    assert found.c == (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)[int(np.argmax(scores))]
+    assert found.c == C_GRID[int(np.argmax(scores))]
     assert logistic_probe(train, labels, test, wanted, grid=(0.3,)).held_out == ()
 
 
@@ -234,3 +234,16 @@ def test_what_cannot_be_fitted_is_refused_in_one_line():
         with pytest.raises(ArgumentError, match=says) as caught:
             probe(*arguments, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_one_fit_is_tested_on_several_sets():
+    (train, labels), first, second = clouds(200, 1.0, seed=0), clouds(80, 1.0, seed=1), clouds(60, 4.0, seed=2)
+    both = logistic_probes(train, labels, [first, second], grid=(0.1,))
+    assert both == [logistic_probe(train, labels, *one, grid=(0.1,)) for one in (first, second)]
+    assert both[0].accuracy > both[1].accuracy + 0.1
+    targets = [np.c_[y, -y].astype(float) for _, y in (first, second)]
+    tests = [(first[0], targets[0]), (second[0], targets[1])]
+    own = Ridge(alpha=10.0).fit((train - train.mean(0)) / train.std(0), np.c_[labels, -labels])
+    for found, (x, y) in zip(ridge_probes(train, np.c_[labels, -labels], tests, grid=(10.0,)), tests, strict=True):
+        expected = np.linalg.norm(own.predict((x - train.mean(0)) / train.std(0)) - y, axis=1)
+        assert found.errors == pytest.approx(expected, abs=1e-5) and found.l2 == pytest.approx(expected.mean())

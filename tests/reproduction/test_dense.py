@@ -74,10 +74,13 @@ def test_features_tell_more_than_controls(found):
         scores = values(found[model]["table2-masks"])
         controls = [scores[f"mean IoU, {name}"] for name in ("position alone", "random features", "background, always")]
         assert scores["mean IoU, patch features"] > max(controls) + 0.01, model
+        less = next(row for row in found[model]["table2-masks"].rows if row.what.endswith("less position alone"))
+        assert less.value == pytest.approx(scores["mean IoU, patch features"] - controls[0])
+        assert 0 < less.interval[0] < less.value < less.interval[1]
         errors = values(found[model]["table2-depth"])
-        of = "RMSE, mean over images"
-        assert errors[f"{of}, patch features"] < 0.95 * errors[f"{of}, mean depth, always"], model
-        assert errors[f"{of}, random features"] == pytest.approx(errors[f"{of}, mean depth, always"], rel=0.03)
+        of, constant = "mean over images", errors["mean depth, always, mean over images"]
+        assert errors[f"patch features, {of}"] < 0.95 * constant, model
+        assert errors[f"random features, {of}"] == pytest.approx(constant, rel=0.03)
     assert any("not the published protocol" in note for note in found["organism"]["table2-masks"].summary["notes"])
 
 
@@ -85,7 +88,7 @@ def test_depth_errors_of_a_constant_are_those_of_the_pixels(found):
     truth = np.stack([TEST.raw_depth(i) for i in range(16)]).astype(float)
     one = found["organism"]["table2-depth"]
     each = np.sqrt(((truth - one.summary["constant"]) ** 2).mean((1, 2)))
-    value = values(one)["RMSE, mean over images, mean depth, always"]
+    value = values(one)["mean depth, always, mean over images"]
     assert value == pytest.approx(each.mean(), rel=1e-4)
     trained = np.mean([TRAIN.raw_depth(i).mean(dtype=float) for i in range(48)])
     assert one.summary["constant"] == pytest.approx(trained, rel=0.02)  # of drawn pixels

@@ -19,11 +19,16 @@ sys.path.append(str(Path(__file__).parent))  # tests are no package
 from made_settings import figures, loader, run_items, scenes
 
 TRAIN, TEST = scenes(40, seed=6, labelled=True), scenes(24, seed=7, labelled=True)
+FEW = [replace(source, items=source.items[:16]) for source in (TRAIN, TEST)]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("frozen")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("frozen")
+
+
+@pytest.fixture(scope="module")
+def found(folder):
     names = list(ITEMS)
     return {
         model: run_items(names, ITEMS, folder / model, model=model, train=TRAIN, test=TEST)
@@ -49,7 +54,7 @@ def by_hand(source, cutoff):
 
 def test_rows_are_those_of_features_and_a_fit_by_hand(found):
     one = found["organism"]["table2-classes"]
-    what = "majority, CLS and mean of patches"
+    what = "majority"
     assert [row.what for row in one.rows] == [what, f"{what}, {WITHOUT}", f"majority: {CHANCE}"]
     cutoff = one.summary["cutoff"]
     (cls, mean, under), (cls_, mean_, under_) = by_hand(TRAIN, cutoff), by_hand(TEST, cutoff)
@@ -75,23 +80,24 @@ def test_rows_are_those_of_features_and_a_fit_by_hand(found):
 def test_what_a_model_does_not_have_is_said(found):
     clean, content = found["organism-clean"], found["scenes-content"]
     assert [row.what for row in clean["table2-classes"].rows] == [
-        "majority, CLS and mean of patches",
+        "majority",
         f"majority: {CHANCE}",
     ]
     assert clean["table2-classes"].summary["cutoff"] is None
-    assert content["knn"].rows[0].what == "majority, mean of patches"
+    assert content["knn"].summary["features"] == "mean"
     assert any("has no CLS" in note for note in content["knn"].summary["notes"])
     assert any("not the published protocol" in note for note in content["table2-classes"].summary["notes"])
-    assert found["organism"]["knn"].rows[0].what == "majority, CLS" and found["organism"]["knn"].rows[0].key == ""
+    assert "features of organism: CLS after the final norm" in found["organism"]["knn"].summary["notes"]
+    assert found["organism"]["knn"].rows[0].what == "majority" and found["organism"]["knn"].rows[0].key == ""
 
 
-def test_both_items_share_the_features(found, tmp_path):
-    run_items(list(ITEMS), ITEMS, tmp_path, train=TRAIN, test=TEST)
-    assert sorted(path.name for path in tmp_path.rglob("*.npy")) == ["test.auto.npy", "train.auto.npy"]
+def test_both_items_share_the_features(found, folder):
+    written = sorted(path.name for path in (folder / "organism").rglob("*.npy"))
+    assert written == ["test.auto.npy", "train.auto.npy"]
 
 
 def test_the_bank_itself_is_found_and_labels_that_mean_nothing_are_not(tmp_path):
-    same = run_items(["knn"], ITEMS, tmp_path / "a", train=TRAIN, test=TRAIN, k=1)["knn"]
+    same = run_items(["knn"], ITEMS, tmp_path / "a", train=FEW[0], test=FEW[0], k=1)["knn"]
     assert same.rows[0].value == 1.0
     draw = np.random.default_rng(0)
     mixed = [replace(one, labels={"majority": draw.permutation(one.labels["majority"]) % 2}) for one in (TRAIN, TEST)]
@@ -101,21 +107,21 @@ def test_the_bank_itself_is_found_and_labels_that_mean_nothing_are_not(tmp_path)
 
 def test_published_numbers_stand_beside_imagenet_alone(tmp_path):
     classes = {"class": tuple(f"n{number:08}" for number in range(1000))}
-    labelled = [replace(one, labels={"class": one.labels["majority"]}, classes=classes) for one in (TRAIN, TEST)]
-    for name, keys in (("imagenet, val", ["in1k", "", ""]), ("mine, val", ["", "", ""])):
+    labelled = [replace(one, labels={"class": one.labels["majority"]}, classes=classes) for one in FEW]
+    for name, keys in (("imagenet, val", ["in1k", "", ""]), ("imagenet-sample, test", ["", "", ""])):
         test = replace(labelled[1], name=name)
         asked = {"train": labelled[0], "test": test, "seeds": 1, "solver": "sklearn", "c": 0.1}
-        one = run_items(["table2-classes"], ITEMS, tmp_path / name[:4], **asked)["table2-classes"]
+        one = run_items(["table2-classes"], ITEMS, tmp_path / name, **asked)["table2-classes"]
         assert [row.key for row in one.rows] == keys
         assert one.rows[0].spread is None and one.summary["scores"][0]["grid"] == [0.1]
 
 
 def test_tasks_that_cannot_be_told_are_left_out_with_a_reason(tmp_path):
     nothing = {"majority": TRAIN.labels["majority"], "same": np.zeros(40, int)}
-    train = replace(TRAIN, labels=nothing)
-    test = replace(TEST, labels={"majority": TEST.labels["majority"], "same": np.ones(24, int)})
+    train = replace(FEW[0], labels=nothing)
+    test = replace(FEW[1], labels={"majority": TEST.labels["majority"], "same": np.ones(24, int)})
     one = run_items(["knn"], ITEMS, tmp_path / "a", train=train, test=test)["knn"]
-    assert any("same: all 40 training images are of one class" in note for note in one.summary["notes"])
+    assert any("same: all 16 training images are of one class" in note for note in one.summary["notes"])
     only = [replace(source, labels={"same": source.labels["same"]}) for source in (train, test)]
     refused = run_items(["knn"], ITEMS, tmp_path / "b", train=only[0], test=only[1])["knn"]
     assert refused.startswith("nothing can be classified") and "\n" not in refused

@@ -1,20 +1,26 @@
-"""Text towers of OpenCLIP: only training with captions builds one."""
+"""Text towers of OpenCLIP, for training with captions and zero-shot classification; and what is said of classes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitprobe.backbones.base import ModelSpec
-from vitprobe.backbones.open_clip_files import find_model
-from vitprobe.backbones.weights import load_into, read_state_dict
-from vitprobe.backbones.zoo import HUB, LOCAL
+from vitprobe.backbones.open_clip_files import CONFIG, find_model
+from vitprobe.backbones.weights import SUFFIXES, load_into, read_state_dict
+from vitprobe.backbones.zoo import ALIASES, HUB, LOCAL, read_config
 from vitprobe.errors import ArgumentError, WeightsError
 
 LOGIT_SCALE = 2.6592600369327783
 """ln(1 / 0.07), where CLIP's temperature begins (Radford et al., arXiv 2103.00020, section 2.5)."""
+TEXT_FILES = ("text_config.json", "text.safetensors")
+"""What training with captions leaves beside a checkpoint."""
+PROMPTS = ("single", "openai80")
+"""``a photo of a {}``, or the 80 that OpenAI wrote for ImageNet (arXiv 2103.00020, section 3.1.4)."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +90,105 @@ def load_text(spec: ModelSpec, *, weights: str, seed: int = 0) -> TextTower:
         load_into(module, own, file=model.weights.name, model=f"the text tower of {spec.name}")
         scale = float(state.get("logit_scale", torch.tensor(scale)))
     return TextTower(module, text, width, scale, model.config, model.preprocess)
+
+
+def read_text(folder: Path) -> TextTower:
+    """Read the text tower that training with captions has left beside a checkpoint.
+
+    Raises `ArgumentError` where its config is none, `WeightsError` where its file is not there or does not fit.
+    """
+    config = read_config(folder / TEXT_FILES[0], label=str(folder), kind="text_cfg")
+    text, width = config["text_cfg"], config.get("embed_dim")
+    if text.get("hf_model_name"):
+        raise ArgumentError(f"{folder}/{TEXT_FILES[0]} names a text tower of others; allowed is open_clip's own")
+    state = read_state_dict(folder / TEXT_FILES[1])
+    scale = float(state.pop("logit_scale", torch.tensor(LOGIT_SCALE)))
+    try:
+        module = _build(width, text, quick_gelu=bool(config.get("quick_gelu")), seed=0)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise ArgumentError(
+            f"open_clip cannot build the text tower of {folder} ({detail}); is its config whole?"
+        ) from error
+    load_into(module, state, file=TEXT_FILES[1], model=f"the text tower of {folder}")
+    return TextTower(module, text, width, scale, {"quick_gelu": bool(config.get("quick_gelu"))})
+
+
+def find_text(spec: ModelSpec, *, given: str = "") -> TextTower:
+    """Find the text tower that belongs to a vision tower, in evaluation mode.
+
+    It lies beside a checkpoint that was trained with captions, or comes with a model of open_clip: random where the
+    vision tower is. ``given`` says where it is instead: a folder with such files; a model of open_clip, for one that
+    was retrofitted from it; or the file of the whole model, for one whose weights came from a file. Raises
+    `ArgumentError` where there is none, or it reads other tokens than open_clip's own, `WeightsError` for the weights.
+    """
+    folder = Path((given or spec.architecture).removeprefix(LOCAL))
+    is_folder = bool(given) or spec.architecture.startswith(LOCAL)
+    if is_folder and (folder / TEXT_FILES[0]).is_file():
+        text = read_text(folder)
+    else:
+        whole, weights = _whole_model(spec, given)
+        text = load_text(whole, weights=weights)
+    refuse_other_text(spec.name, text)
+    text.module.eval()
+    return text
+
+
+def _whole_model(spec: ModelSpec, given: str) -> tuple[ModelSpec, str]:
+    """Say which model of open_clip holds the text tower, and its weights as `load_text` takes them."""
+    if given in ALIASES and ALIASES[given].library == "open_clip":
+        return replace(spec, name=given, architecture=ALIASES[given].architecture, weights=ALIASES[given].tag), "hub"
+    library, _, name = given.partition(":")
+    if given and (Path(given) / CONFIG).is_file():
+        return replace(spec, name=given, architecture=f"{LOCAL}{given}"), "hub"
+    if library == "open_clip":
+        architecture, _, tag = (name, "", "") if name.startswith((HUB, LOCAL)) else name.partition("/")
+        return replace(spec, name=given, architecture=architecture, weights=tag), "hub"
+    if spec.library != "open_clip" or (given and not Path(given).is_file()):
+        what = f"no text tower is at {given!r}" if given else f"{spec.name} has no text tower"
+        raise ArgumentError(
+            f"{what}; models of open_clip have one, and folders of train-registers --objective text; text=WHERE names "
+            "such a model or folder for another, or a file of the whole model"
+        )
+    if not given and spec.weights.endswith(SUFFIXES):
+        raise ArgumentError(f"{spec.name} was loaded from {spec.weights}; say where its text tower is: text=FILE")
+    return spec, given or ("random" if spec.weights.startswith("random") else "hub")
+
+
+def refuse_other_text(name: str, text: TextTower) -> None:
+    """Raise `ArgumentError` for a text tower that reads other tokens than open_clip's own, or gives more than one."""
+    if tokenizer := text.config.get("hf_tokenizer_name"):
+        raise ArgumentError(
+            f"the text tower of {name} reads tokens of {tokenizer}; allowed are those of open_clip's own"
+        )
+    if text.config.get("output_tokens"):
+        raise ArgumentError(f"the text tower of {name} is CoCa's, which gives tokens too; allowed is CLIP's")
+
+
+def fill_prompts(names: Sequence[str], prompts: str) -> tuple[tuple[str, ...], ...]:
+    """Say each of `PROMPTS` of each class: (C, n) texts. Raises `ArgumentError` for other prompts."""
+    if prompts not in PROMPTS:
+        raise ArgumentError(f"got prompts {prompts!r}; allowed are {', '.join(PROMPTS)}")
+    if prompts == "single":
+        return tuple((f"a photo of a {name}",) for name in names)
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(tuple(template(name) for template in OPENAI_IMAGENET_TEMPLATES) for name in names)
+
+
+def imagenet_names(classes: Sequence[str]) -> tuple[str, ...] | None:
+    """Return open_clip's names of ImageNet-1k's classes, in the order of their WordNet numbers in ``classes``.
+
+    A class is called by its number, ``n01440764``, or ``n01440764_tench``; None where one is no class of ImageNet-1k.
+    """
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    places = {number: at for at, number in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    numbers = [found[0] if (found := re.match(r"n\d{8}(?![0-9])", name)) else None for name in classes]
+    if not numbers or any(number not in places for number in numbers):
+        return None
+    return tuple(IMAGENET_CLASSNAMES[places[number]] for number in numbers)
 
 
 def text_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

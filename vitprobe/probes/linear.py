@@ -11,9 +11,9 @@ import torch
 
 from vitprobe.errors import ArgumentError
 from vitprobe.probes.knn import wilson_interval
-from vitprobe.probes.linear_fit import LinearMap, fit_ridges, fit_sklearn, fit_torch, hold_out, parts_of
+from vitprobe.probes.linear_fit import Fitted, LinearMap, fit_ridges, fit_sklearn, fit_torch, hold_out, parts_of
 
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+C_GRID = tuple(10.0**k for k in range(-4, 5))
 """Inverse strengths of the L2 term that are tried, in scikit-learn's sense. Darcet et al. do not publish theirs."""
 ALPHA_GRID = tuple(10.0**k for k in range(-4, 7))
 """Strengths of ridge's L2 term that are tried, in scikit-learn's sense."""
@@ -61,6 +61,8 @@ class RidgeResult:
     num_test: int
     num_targets: int
     notes: tuple[str, ...]
+    errors: np.ndarray = field(repr=False, compare=False)
+    """(M,) L2 norm of the error of each test token."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,55 @@ class DrawSpread:
 
 
 def logistic_probe(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray, **options: Any
+) -> LogisticResult:
+    """Train a logistic regression on features (N, D) with labels (N,), and test it on (M, D) with (M,).
+
+    This is the probe of table 1 of Darcet et al. (arXiv 2309.16588). Features are standardised by the training set's
+    mean and standard deviation. C is the best, and of equals the strongest, on a fifth of the training images, held out
+    by class; then all are fitted. ``groups`` (N,) names each row's image where one has several rows: they stay
+    together. Minimised is mean cross-entropy + |W|² / (2 C N), biases free, by L-BFGS until no gradient is over
+    ``tolerance``, or ``max_iter`` steps were taken. ``solver``: ``sklearn`` holds all features in memory; ``torch``
+    reads them in parts, on ``device``, with the same objective and stopping rule. A class that only the
+    test has counts as wrong. Raises `ArgumentError` for shapes that do not match, features not finite, fewer than two
+    classes, none shared, or a grid not over 0.
+    """
+    return logistic_probes(train, train_labels, [(test, test_labels)], **options)[0]
+
+
+def logistic_probes(
+    train: np.ndarray, train_labels: np.ndarray, tests: Sequence[tuple[np.ndarray, np.ndarray]], **options: Any
+) -> list[LogisticResult]:
+    """Train as `logistic_probe` does, with its options, and test on several sets: (M, D) features, (M,) labels each."""
+    checked = [_matching(train, train_labels, *test, ndim=1) for test in tests]
+    if not all(np.isin(test_labels, train_labels).any() for train_labels, test_labels in checked):
+        raise ArgumentError("no class of the test tokens is in the training set; give labels of one numbering for both")
+    fit = fit_logistic(train, train_labels, **options)
+    _, sizes = np.unique(train_labels, return_counts=True)
+    found = []
+    for (test, _), (_, labels) in zip(tests, checked, strict=True):
+        predicted = fit.classes[_classify(fit.map, test, np.arange(len(test)))]
+        right = int((predicted == labels).sum())
+        result = LogisticResult(
+            accuracy=right / len(test),
+            interval=wilson_interval(right, len(test)),
+            chance=float(np.mean([(labels == one).mean() for one in fit.classes[sizes == sizes.max()]])),
+            c=fit.strength,
+            held_out=fit.held_out,
+            num_train=len(train),
+            num_test=len(test),
+            num_classes=len(fit.classes),
+            converged=fit.converged,
+            notes=fit.notes,
+            predicted=predicted,
+        )
+        found.append(result)
+    return found
+
+
+def fit_logistic(
     train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
+    labels: np.ndarray,
     *,
     grid: Sequence[float] = C_GRID,
     seed: int = 0,
@@ -86,47 +133,22 @@ def logistic_probe(
     device: torch.device | str = "cpu",
     max_iter: int = 1000,
     tolerance: float = 1e-4,
-) -> LogisticResult:
-    """Train a logistic regression on features (N, D) with labels (N,), and test it on (M, D) with (M,).
-
-    This is the probe of table 1 of Darcet et al. (arXiv 2309.16588). Features are standardised by the training set's
-    mean and standard deviation. C is the best, and of equals the strongest, on a fifth of the training images, held out
-    by class; then all are fitted. ``groups`` (N,) names each row's image where one has several rows: they stay
-    together. Minimised is mean cross-entropy + |W|² / (2 C N), biases free, by L-BFGS until no gradient is over
-    ``tolerance``. ``solver``: ``sklearn`` holds all features in memory; ``torch`` reads them in parts, on ``device``,
-    with the same objective and stopping rule. A class that only the test has counts as wrong. Raises `ArgumentError`
-    for shapes that do not match, features not finite, fewer than two classes, none shared, or a grid not over 0.
-    """
-    train_labels, test_labels = _matching(train, train_labels, test, test_labels, ndim=1)
-    grid, groups = _grid(grid, "C"), _groups(groups, len(train))
+) -> Fitted:
+    """Fit what `logistic_probe` tests: C chosen on the held-out fifth, then all rows; finite features (N, D)."""
+    grid, groups, labels = _grid(grid, "C"), _groups(groups, len(train)), np.asarray(labels)
     if solver not in ("sklearn", "torch"):
         raise ArgumentError(f"got solver {solver!r}; allowed are sklearn and torch")
-    classes, codes, sizes = np.unique(train_labels, return_inverse=True, return_counts=True)
+    classes, codes = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ArgumentError(f"all {len(train)} training tokens are of one class, {classes[0]}; give two or more")
-    if not np.isin(test_labels, classes).any():
-        raise ArgumentError("no class of the test tokens is in the training set; give labels of one numbering for both")
     fit = partial(fit_torch, device=device) if solver == "torch" else fit_sklearn
     fit = partial(fit, max_iter=max_iter, tolerance=tolerance)
     held_out, notes = _try_each(fit, train, codes, grid, *hold_out(codes, groups, seed)) if len(grid) > 1 else ([], [])
     c = grid[int(np.argmax(held_out))] if held_out else grid[0]
     notes += _at_end("C", c, grid)
     model, converged, said = fit(train, np.arange(len(train)), codes, c)
-    predicted = classes[_classify(model, test, np.arange(len(test)))]
-    right = int((predicted == test_labels).sum())
-    return LogisticResult(
-        accuracy=right / len(test),
-        interval=wilson_interval(right, len(test)),
-        chance=float(np.mean([(test_labels == one).mean() for one in classes[sizes == sizes.max()]])),
-        c=c,
-        held_out=tuple(held_out),
-        num_train=len(train),
-        num_test=len(test),
-        num_classes=len(classes),
-        converged=converged,
-        notes=(*notes, *(f"C = {c:g}: {text}" for text in said)),
-        predicted=predicted,
-    )
+    notes += [f"C = {c:g}: {text}" for text in said]
+    return Fitted(model, classes, c, tuple(held_out), converged, tuple(notes))
 
 
 def _try_each(
@@ -150,14 +172,7 @@ def _try_each(
 
 
 def ridge_probe(
-    train: np.ndarray,
-    train_targets: np.ndarray,
-    test: np.ndarray,
-    test_targets: np.ndarray,
-    *,
-    grid: Sequence[float] = ALPHA_GRID,
-    seed: int = 0,
-    groups: np.ndarray | None = None,
+    train: np.ndarray, train_targets: np.ndarray, test: np.ndarray, test_targets: np.ndarray, **options: Any
 ) -> RidgeResult:
     """Fit ridge regression from features (N, D) to targets (N, K), and test it on (M, D) and (M, K).
 
@@ -166,32 +181,58 @@ def ridge_probe(
     and of equals the largest, on a fifth of the images, held out as in `logistic_probe`. Raises `ArgumentError` for
     shapes that do not match, numbers that are not finite, or a grid not over 0.
     """
-    train_targets, test_targets = _matching(train, train_targets, test, test_targets, ndim=2)
+    return ridge_probes(train, train_targets, [(test, test_targets)], **options)[0]
+
+
+def ridge_probes(
+    train: np.ndarray, train_targets: np.ndarray, tests: Sequence[tuple[np.ndarray, np.ndarray]], **options: Any
+) -> list[RidgeResult]:
+    """Fit as `ridge_probe` does, with its options, and test on several sets: (M, D) features, (M, K) targets each."""
+    checked = [_matching(train, train_targets, *test, ndim=2) for test in tests]
+    fit = fit_ridge(train, checked[0][0], **options)
+    model, found = fit.map, []
+    constant = LinearMap(model.mean, model.std, np.zeros_like(model.weight), model.bias)
+    for (test, _), (_, targets) in zip(tests, checked, strict=True):
+        squares, constant_squares = (_squares(one, test, targets, np.arange(len(test))) for one in (model, constant))
+        result = RidgeResult(
+            mse=float(squares.mean() / targets.shape[1]),
+            l2=float(np.sqrt(squares).mean()),
+            constant_mse=float(constant_squares.mean() / targets.shape[1]),
+            constant_l2=float(np.sqrt(constant_squares).mean()),
+            alpha=fit.strength,
+            held_out=fit.held_out,
+            num_train=len(train),
+            num_test=len(test),
+            num_targets=targets.shape[1],
+            notes=fit.notes,
+            errors=np.sqrt(squares),
+        )
+        found.append(result)
+    return found
+
+
+def fit_ridge(
+    train: np.ndarray,
+    targets: np.ndarray,
+    *,
+    grid: Sequence[float] = ALPHA_GRID,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Fitted:
+    """Fit what `ridge_probe` tests: alpha chosen on the held-out fifth, then all rows; finite features (N, D)."""
     grid, groups = _grid(grid, "alpha")[::-1], _groups(groups, len(train))
     held_out: list[float] = []
     if len(grid) > 1:
         rest, held = hold_out(np.zeros(len(train), int), groups, seed)
+        width = targets.shape[1]
         held_out = [
-            _errors(model, train, train_targets, held)[0] for model in fit_ridges(train, train_targets, rest, grid)
+            float(_squares(model, train, targets, held).mean() / width)
+            for model in fit_ridges(train, targets, rest, grid)
         ]
     alpha = grid[int(np.argmin(held_out))] if held_out else grid[0]
-    everything = np.arange(len(train))
-    (model,) = fit_ridges(train, train_targets, everything, [alpha])
-    mse, l2 = _errors(model, test, test_targets, np.arange(len(test)))
-    constant = LinearMap(model.mean, model.std, np.zeros_like(model.weight), model.bias)
-    constant_mse, constant_l2 = _errors(constant, test, test_targets, np.arange(len(test)))
-    return RidgeResult(
-        mse=mse,
-        l2=l2,
-        constant_mse=constant_mse,
-        constant_l2=constant_l2,
-        alpha=alpha,
-        held_out=tuple(held_out[::-1]),
-        num_train=len(train),
-        num_test=len(test),
-        num_targets=train_targets.shape[1],
-        notes=tuple(_at_end("alpha", alpha, grid)),
-    )
+    (model,) = fit_ridges(train, targets, np.arange(len(train)), [alpha])
+    notes = tuple(_at_end("alpha", alpha, grid))
+    return Fitted(model, np.array([]), alpha, tuple(held_out[::-1]), True, notes)
 
 
 def over_draws(results: Sequence[Any], of: str = "accuracy") -> DrawSpread:
@@ -206,10 +247,9 @@ def _classify(model: LinearMap, features: np.ndarray, rows: np.ndarray) -> np.nd
     return np.concatenate([logits.argmax(1) for _, logits in model(features, rows)])
 
 
-def _errors(model: LinearMap, features: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
-    """Compute the mean squared error over rows and targets, and the mean over rows of the error's L2 norm."""
-    squares = np.concatenate([((found - targets[part]) ** 2).sum(1) for part, found in model(features, rows)])
-    return float(squares.mean() / targets.shape[1]), float(np.sqrt(squares).mean())
+def _squares(model: LinearMap, features: np.ndarray, targets: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Compute the squared error of rows of features, summed over targets: (n,)."""
+    return np.concatenate([((found - targets[part]) ** 2).sum(1) for part, found in model(features, rows)])
 
 
 def _matching(

@@ -36,6 +36,22 @@ class LinearMap:
             yield part, x @ self.weight.T + self.bias
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """Hold a linear map that was fitted to all training rows, and how its strength was chosen."""
+
+    map: LinearMap
+    """To one logit a class, or to K numbers."""
+    classes: np.ndarray
+    """(K,) class of each logit, sorted; empty for numbers."""
+    strength: float
+    """C, or alpha."""
+    held_out: tuple[float, ...]
+    """Accuracy, or mean squared error, on the held-out fifth for each of the grid; empty for a grid of one."""
+    converged: bool
+    notes: tuple[str, ...]
+
+
 def fit_sklearn(
     features: np.ndarray, rows: np.ndarray, codes: np.ndarray, c: float, *, max_iter: int, tolerance: float
 ) -> tuple[LinearMap, bool, list[str]]:
@@ -110,7 +126,7 @@ def fit_ridges(
 ) -> Iterator[LinearMap]:
     """Solve for every alpha from one eigendecomposition of the D x D sums."""
     mean, std = moments(features, rows)
-    bias = np.mean(targets[rows], axis=0, dtype=np.float64)
+    bias = sum(targets[part].sum(axis=0, dtype=np.float64) for part in parts_of(rows)) / len(rows)  # (K,)
     gram, cross = np.zeros((len(mean), len(mean))), np.zeros((len(mean), len(bias)))
     for part in parts_of(rows):
         x = (features[part] - mean) / std  # (n, D) float64

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.export import export_open_clip
-from vitprobe.backbones.open_clip_text import TextTower
+from vitprobe.backbones.open_clip_text import TextTower, refuse_other_text
 from vitprobe.backbones.open_clip_vit import OpenClipViT
-from vitprobe.errors import ArgumentError, InputError
+from vitprobe.errors import InputError
 from vitprobe.inputs.labels import class_captions
 from vitprobe.inputs.scene_shapes import BACKGROUNDS
 from vitprobe.inputs.stream import TrainBatch
@@ -34,7 +34,7 @@ class Text(Objective):
     """Pull an image's embedding and its caption's together; negatives are the micro-batch's, of all processes."""
 
     def __init__(self, backbone: Backbone, config: TrainConfig, text: TextTower, *, fresh: bool) -> None:
-        _refuse_other_text(backbone.spec.name, text)
+        refuse_other_text(backbone.spec.name, text)
         if fresh:  # no projection into the text tower's space yet
             backbone.reset_head(text.embed_dim, seed=config.seed)
         super().__init__(backbone, config)
@@ -111,16 +111,6 @@ class Text(Objective):
             export_open_clip(self.backbone, whole, model_cfg, preprocess, folder)
             return (*lines, "`open_clip.create_model('local-dir:...')` opens the whole model.")
         return (*lines, "open_clip's own tower is not used; this is a timm tower with a projection as its head.")
-
-
-def _refuse_other_text(name: str, text: TextTower) -> None:
-    """Raise `ArgumentError` for a text tower that reads other tokens than open_clip's own, or gives more than one."""
-    if tokenizer := text.config.get("hf_tokenizer_name"):
-        raise ArgumentError(
-            f"the text tower of {name} reads tokens of {tokenizer}; allowed are those of open_clip's own"
-        )
-    if text.config.get("output_tokens"):
-        raise ArgumentError(f"the text tower of {name} is CoCa's, which gives tokens too; allowed is CLIP's")
 
 
 def _zero_shot(held: HeldOut) -> tuple[tuple[str, ...], Tensor | None]:
