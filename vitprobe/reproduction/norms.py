@@ -38,8 +38,9 @@ class NormsFound:
 
 
 def pack(stats: NormStats, rows: Sequence[Row], **more: Any) -> Found:
-    """Put statistics of norms into what an item found."""
-    return Found(tuple(rows), {"norms": stats.summary, "interval": INTERVAL, **more}, stats.arrays())
+    """Put statistics of norms into what an item found; example images, which its figures do not show, are left out."""
+    arrays = {k: v[:0] if k.startswith("example_") else v for k, v in stats.arrays().items()}
+    return Found(tuple(rows), {"norms": stats.summary, "interval": INTERVAL, **more}, arrays)
 
 
 def unpack(found: Found) -> NormStats:
