@@ -42,10 +42,11 @@ def run(name: str, recipe: dict, data: Path) -> list[str]:
             words = shlex.split(command)[1:]
             out = [] if "--out" in words else ["--out", "out"]
             subprocess.run([sys.executable, "-m", "vitprobe", *words, *out], check=True, cwd=work)
-        for item in json.loads((Path(work) / "out" / "result.json").read_text())["summary"]["items"]:
-            shutil.rmtree(ROOT / "figures" / item, ignore_errors=True)
-            shutil.copytree(Path(work) / "out" / item, ROOT / "figures" / item)
         tables = json.loads((Path(work) / "out" / "result.json").read_text())["summary"]["items"]
+        for item in tables:
+            target = ROOT / "figures" / (item + recipe.get("folder", ""))
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(Path(work) / "out" / item, target)
     faults = []
     for item, column, what, low, high in recipe["expected"]:
         rows = {row["what"]: row["cells"] for row in tables[item]["rows"]}

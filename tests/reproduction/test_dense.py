@@ -155,8 +155,16 @@ def test_wrong_options_are_refused_in_one_line(kind, wrong):
 def test_figures_are_drawn_of_what_is_stored(found):
     masks = figures(ITEMS["table2-masks"], *(one["table2-masks"] for one in found.values()))
     depth = figures(ITEMS["table2-depth"], *(one["table2-depth"] for one in found.values()))
-    assert list(masks) == ["scores", "examples", "classes"] and list(depth) == ["scores", "examples"]
+    assert set(masks) == {"scores", "examples", "classes"} and set(depth) == {"scores", "examples"}
     again = read_again(found["organism"]["table2-masks"])
     other = replace(again, summary={**again.summary, "data": "another set"})
     drawn = ITEMS["table2-masks"].draw([("one", again), ("two", other)])
     assert len(drawn) == 5 and len(drawn["scores"].axes) == 4
+
+
+def test_pictures_that_must_not_be_passed_on_are_neither_kept_nor_drawn(tmp_path, found):
+    asked = {**ASKED, "examples": 0}
+    bare = run_items(list(ITEMS), ITEMS, tmp_path, model="scenes-content", **asked)
+    for name in ITEMS:
+        assert values(bare[name]) == values(found["scenes-content"][name])
+        assert len(bare[name].arrays["images"]) == 0 and "examples" not in figures(ITEMS[name], bare[name])

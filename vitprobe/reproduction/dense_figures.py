@@ -14,11 +14,15 @@ from vitprobe.reproduction.base import Drawn, Found
 def draw_mask_item(drawn: Drawn) -> dict[str, Figure]:
     """Draw scores beside controls; and, of each set of images, examples and the score of each class."""
     figures = {"scores": draw_scores(_mask_panels(drawn), note=f"bars: {METHOD}")}
-    for own in _by_data(drawn).values():
-        reads = [_read(title, found) for title, found in own]
-        after = f"-{len(figures) // 2}" if len(figures) > 1 else ""
-        figures |= {f"examples{after}": draw_masks(reads), f"classes{after}": draw_classes(reads)}
+    for number, own in enumerate(_by_data(drawn).values()):
+        reads, after = [_read(title, found) for title, found in own], f"-{number}" if number else ""
+        figures |= {f"classes{after}": draw_classes(reads)}
+        figures |= {f"examples{after}": draw_masks(reads)} if _has_examples(reads) else {}
     return figures
+
+
+def _has_examples(reads: Sequence[Read]) -> bool:
+    return any(len(read.examples.names) for read in reads)
 
 
 def _by_data(drawn: Drawn) -> dict[str, list[tuple[str, Found]]]:
@@ -69,7 +73,7 @@ def draw_depth_item(drawn: Drawn) -> dict[str, Figure]:
                 rows.append((title, [_score(words[k], one["value"], one["interval"], k) for k, one in scores.items()]))
             panels.append(ScorePanel(what, f"{axis}, mean over images", rows, name == "delta1", data))
     figures = {"scores": draw_scores(panels, note=f"bars: {METHOD}")}
-    for own in _by_data(drawn).values():
-        after = f"-{len(figures)}" if len(figures) > 1 else ""
-        figures[f"examples{after}"] = draw_depths([_read(title, found) for title, found in own])
+    for number, own in enumerate(_by_data(drawn).values()):
+        reads, after = [_read(title, found) for title, found in own], f"-{number}" if number else ""
+        figures |= {f"examples{after}": draw_depths(reads)} if _has_examples(reads) else {}
     return figures

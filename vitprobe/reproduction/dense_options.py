@@ -42,12 +42,12 @@ class DenseOptions:
     """``final_norm``, ``resid_post``, or ``auto``: after the final norm where the model has one and the block is its
     last."""
     examples: int = 4
-    """Test images that figures show."""
+    """Test images that figures show, and results hold; 0 for none, where pictures must not be passed on."""
 
     def __post_init__(self) -> None:
-        for name in ("tokens_per_image", "examples"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise ArgumentError(f"got {name} {getattr(self, name)!r}; give a whole number from 1 on")
+        for name, least in (("tokens_per_image", 1), ("examples", 0)):
+            if type(getattr(self, name)) is not int or getattr(self, name) < least:
+                raise ArgumentError(f"got {name} {getattr(self, name)!r}; give a whole number from {least} on")
         if self.point not in POINTS:
             raise ArgumentError(f"got point {self.point!r}; allowed are {', '.join(POINTS)}")
 

@@ -67,12 +67,12 @@ def cell(found: Mapping[str, Any] | None, unit: str) -> str:
     """Write a number with its interval or its spread; a dash where nothing was measured."""
     if found is None or found["value"] is None:
         return "-"
-    text = _number(found["value"], unit)
+    text, spread = _number(found["value"], unit), found["spread"]
+    if spread is not None and spread == spread:
+        text += f" ±{_number(spread, unit)}"
     if found["interval"] is not None and None not in found["interval"]:
-        low, high = (_number(end, unit) for end in found["interval"])
-        return f"{text} ({low} to {high})"
-    spread = found["spread"]
-    return f"{text} ±{_number(spread, unit)}" if spread is not None and spread == spread else text
+        text += f" ({' to '.join(_number(end, unit) for end in found['interval'])})"
+    return text
 
 
 def stated(every: Sequence[Mapping[str, Any]]) -> list[str]:
