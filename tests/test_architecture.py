@@ -69,6 +69,7 @@ SHARED = {
         "batch",
         "boxes",
         "by_image",
+        "corloc",
         "curves",
         "dense_sample",
         "dense_scores",
@@ -86,10 +87,12 @@ SHARED = {
         "passes",
         "patches",
         "token_features",
+        "token_means",
+        "token_sets",
         "verdict",
     },
     "registers": {"base"},
-    "reproduction": {"base", "table", "norms", "trusted", "dense_figures", "dense_options"},
+    "reproduction": {"base", "table", "norms", "trusted", "dense_figures", "dense_options", "token_draws"},
     "training": {
         "config",
         "recipes",
@@ -108,7 +111,7 @@ SHARED = {
         "save",
         "plan",
     },  # one after the other; `loop`, `dry` and `bench` stand at the end
-    "plots": {"base", "style", "norm_maps", "norms", "attention", "curves", "sweep"},  # training draws with them
+    "plots": {"base", "style", "norm_maps", "norms", "attention", "curves", "sweep", "kinds"},  # others draw with them
     "cli": None,
 }
 """The modules of a folder that its other modules may import; None for all. Its __init__ may import them all."""

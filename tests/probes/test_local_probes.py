@@ -13,8 +13,20 @@ from vitprobe import backbones
 from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.loading import ImageBatch
 from vitprobe.inputs.scenes import MIXED, generate
-from vitprobe.probes.local_probes import patchify, pixel_probe, position_probe, token_pixels
-from vitprobe.probes.token_features import TokenSet, draw_tokens
+from vitprobe.probes.local_probes import (
+    chance_of,
+    difference,
+    patchify,
+    pixel_probe,
+    pixel_probes,
+    position_probe,
+    position_probes,
+    probe_pairs,
+    scored,
+    token_pixels,
+)
+from vitprobe.probes.token_features import draw_tokens
+from vitprobe.probes.token_sets import TokenSet, random_like
 
 GRID = (3, 4)
 
@@ -178,3 +190,67 @@ def test_what_cannot_be_compared_is_refused():
     for size in ((5, 4), (0, 4)):
         with pytest.raises(ArgumentError, match="whole"):
             patchify(torch.zeros(1, 3, 8, 8), size)
+
+
+def knowing(times, *, seed, kind="normal", noise=0.0):
+    """Tokens that name their place, but for noise, and whose pixels are a map of them; three an image."""
+    rng = np.random.default_rng(seed)
+    places = everywhere(times, seed=seed)
+    features = np.eye(12)[places @ (4, 1)] + noise * rng.normal(size=(12 * times, 12))
+    pixels = (features @ np.random.default_rng(9).normal(size=(12, 24))).astype(np.float32)
+    images = np.repeat(np.arange(4 * times), 3)
+    return token_set(features, places, images=images, kind=kind, pixels=pixels)
+
+
+def test_one_probe_is_tested_on_several_sets():
+    train, tests = knowing(8, seed=0), [knowing(4, seed=1), knowing(4, seed=2, kind="outlier", noise=0.7)]
+    places, looks = position_probes(train, tests, grid=(1.0,)), pixel_probes(train, tests, grid=(1.0,))
+    for test, place, look in zip(tests, places, looks, strict=True):
+        assert place == position_probe(train, test, grid=(1.0,)) and place.tested_on == test.kind
+        assert look == pixel_probe(train, train.pixels, test, test.pixels, grid=(1.0,))
+        assert place.hits.mean() == pytest.approx(place.accuracy) and place.images is test.images
+        assert place.distances.mean() == pytest.approx(place.distance)
+        assert (place.distances == 0).tolist() == place.hits.tolist()
+        assert look.errors.mean() == pytest.approx(look.error)
+    assert places[0].accuracy == 1.0 and 0.2 < places[1].accuracy < 0.9
+    with pytest.raises(ArgumentError, match="tokens without pixels"):
+        pixel_probes(train, [replace(tests[0], pixels=None)])
+
+
+def test_pairs_of_kinds_share_the_probe_that_they_were_trained_by():
+    """Outliers whose features name the place by another code: their own probe reads it, that of the others does not."""
+    sets = {"normal": (knowing(8, seed=0), knowing(4, seed=1)), "outlier": (knowing(8, seed=2), knowing(4, seed=3))}
+    turned = [replace(one, kind="outlier", features=np.roll(one.features, 5, axis=1)) for one in sets["outlier"]]
+    sets["outlier"] = tuple(turned)
+    sets["random"] = tuple(random_like(one, seed=i) for i, one in enumerate(sets["normal"]))
+    pairs = [("normal", "normal"), ("random", "random"), ("outlier", "outlier"), ("normal", "outlier")]
+    found = probe_pairs(sets, pairs, alpha_grid=(1.0,), grid=(1.0,), seed=3)
+    assert list(found) == pairs
+    assert [(both[0].trained_on, both[0].tested_on) for both in found.values()][2:] == [
+        ("outlier", "outlier"), ("normal", "outlier")]  # fmt: skip
+    scores = {pair: scored(both, seed=0) for pair, both in found.items()}
+    assert [scores[pair]["position"].value for pair in pairs[::2]] == [1.0, 1.0]
+    assert scores["normal", "outlier"]["position"].value == 0.0
+    blind = scores["random", "random"]
+    assert blind["position"].value < 0.4 and blind["distance"].value > 1.0
+    for pair, both in found.items():
+        chance = chance_of(both)
+        assert chance["position"] == pytest.approx(1 / 12) and chance["pixels"] == both[1].constant_error, pair
+        assert scores[pair]["distance"].value == pytest.approx(both[0].distance)
+        assert scores[pair]["pixels"].value == pytest.approx(both[1].error)
+        assert scores[pair]["pixels"].num_images == 16
+
+
+def test_a_difference_of_kinds_is_that_within_images():
+    train, near = knowing(8, seed=0), knowing(8, seed=1)
+    far = knowing(8, seed=2, kind="outlier", noise=1.5)
+    sets = {"normal": (train, near), "outlier": (train, far)}
+    found = probe_pairs(sets, [("normal", "normal"), ("normal", "outlier")], alpha_grid=(1.0,), grid=(1.0,))
+    normal, outlier = found.values()
+    by_hand = [outlier[0].hits[far.images == i].mean() - normal[0].hits[near.images == i].mean() for i in range(32)]
+    apart = difference("position", outlier, normal, seed=0)
+    assert apart.value == pytest.approx(np.mean(by_hand)) and apart.interval[1] < 0 and apart.num_images == 32
+    assert difference("distance", outlier, normal, seed=0).interval[0] > 0
+    assert difference("pixels", outlier, normal, seed=0).interval[0] > 0
+    same = difference("pixels", normal, normal, seed=0)
+    assert same.value == 0 and same.exceeds(0) == "not clear"

@@ -65,5 +65,5 @@ def figures(item: Item, *found: Found):
     drawn = item.draw([(f"model {i}", read_again(one)) for i, one in enumerate(found)])
     assert drawn
     for figure in drawn.values():
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     return drawn

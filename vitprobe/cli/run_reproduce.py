@@ -99,7 +99,7 @@ def _features(whole: Path, *, keep: bool) -> Iterator[Path]:
         (whole / "features").mkdir()
         yield whole / "features"
         return
-    with TemporaryDirectory(prefix=".features.", dir=whole) as folder:
+    with TemporaryDirectory(prefix=f"{whole.name}.features.", dir=whole.parent) as folder:
         yield Path(folder)
 
 

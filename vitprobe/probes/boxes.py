@@ -3,7 +3,7 @@
 LOST is Simeoni et al., "Localizing Objects with Self-Supervised Transformers and no Labels" (arXiv 2109.14279).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 
@@ -24,6 +24,10 @@ WEIGHTS = ("real", "binary")
 _CHUNK = 2**26
 """Entries of the Gram matrices that are held at a time: 256 MB."""
 
+LONGEST = 224
+"""Longest side, in pixels, of the pictures that are kept for figures."""
+Boxes = Callable[[int], Sequence[Sequence[float]] | np.ndarray] | Mapping[int, Sequence[Sequence[float]]]
+"""The true boxes of an image, (G, 4), by its position in the source; G may be 0."""
 Box = tuple[float, float, float, float]
 
 
@@ -215,6 +219,15 @@ def checked_boxes(boxes: Iterable[Sequence[float]], image_size: tuple[int, int],
             f"{name}: got box ({shown}); give x0 < x1 <= {ends[0]}, y0 < y1 <= {ends[1]}, in pixels as the model sees"
         )
     return found
+
+
+def picture(pixels: Tensor) -> np.ndarray:
+    """Return one image, (1, 3, H, W) in [0, 1], as a small picture: (h, w, 3) uint8."""
+    scale = min(1.0, LONGEST / max(pixels.shape[-2:]))
+    if scale < 1:
+        size = [round(side * scale) for side in pixels.shape[-2:]]
+        pixels = nn.functional.interpolate(pixels, size=size, mode="area")
+    return (pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:

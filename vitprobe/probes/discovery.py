@@ -5,8 +5,7 @@ bias nor the block, so every score stands beside the settings that gave it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -14,20 +13,13 @@ import torch
 from torch import Tensor
 
 from vitprobe.backbones.base import Backbone
-from vitprobe.errors import ArgumentError, InputError
+from vitprobe.errors import ArgumentError
 from vitprobe.probes.batch import Batch
-from vitprobe.probes.boxes import (
-    CENTRINGS,
-    HIT_IOU,
-    Discovery,
-    DiscoverySettings,
-    best_iou,
-    checked_boxes,
-    discover_many,
-    to_pixels,
-)
-from vitprobe.probes.knn import wilson_interval
+from vitprobe.probes.boxes import CENTRINGS, Boxes, DiscoverySettings, discover_many, picture
+from vitprobe.probes.corloc import DiscoveryAccumulator
+from vitprobe.probes.passes import run_pass
 from vitprobe.recorder import Recorder, Site
+from vitprobe.tokens import TokenLayout
 
 PUBLISHED_FEATURES = {"deit3": "values", "openclip": "values", "dinov2": "keys", "dinov2-reg": "keys"}
 """What Table 3 of Darcet et al. (arXiv 2309.16588) reads of each family."""
@@ -36,121 +28,46 @@ BIASES = (0.05, 0.0, -0.1, -0.2, -0.3, -0.4, -0.5, -0.6, -0.7, -0.8, -0.9)
 product is positive), and the 0.05 that a public adaptation to DeiT-III-S adds after centring."""
 
 
-@dataclass(frozen=True)
-class DiscoveryResult:
-    """Hold the scores of S settings over N images that have true boxes, in the order of the source."""
+class DiscoveryReader:
+    """Run LOST at many settings on the images that pass; `accumulator` has the scores, `examples` some pictures."""
 
-    settings: tuple[DiscoverySettings, ...]
-    summary: dict[str, Any]
-    """Counts of images, and ``rows``: one a setting, with the setting itself beside its scores."""
-    iou: np.ndarray
-    """(N, S) best IoU of the box found with any true box; 0 where none was found."""
-    without_box: np.ndarray
-    """(N, S) bool: the seed lies in the background."""
-    arbitrary: np.ndarray
-    """(N, S) bool: all degrees are equal."""
-    indices: np.ndarray
-    """(N,) positions of the images in their source."""
-    names: np.ndarray
-    """(N,)"""
+    def __init__(
+        self, backbone: Backbone, boxes: Boxes, settings: Sequence[DiscoverySettings], *, num_examples: int = 0
+    ) -> None:
+        """Prepare to read. ``boxes`` are in pixels of the image as the model sees it, after resize and crop.
 
-    @property
-    def hits(self) -> np.ndarray:
-        """(N, S) bool: the box found agrees with a true one."""
-        return self.iou >= HIT_IOU
-
-    @property
-    def corloc(self) -> np.ndarray:
-        """(S,) share of images whose box agrees with a true one."""
-        return self.hits.mean(axis=0)
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return all arrays by the names of their fields."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-
-
-@dataclass
-class DiscoveryAccumulator:
-    """Score discoveries of many settings; mergeable. It keeps three small numbers an image and setting, no map."""
-
-    settings: tuple[DiscoverySettings, ...]
-    patch_size: tuple[int, int]
-    image_size: tuple[int, int]
-    records: dict[int, tuple[str, float, np.ndarray] | None] = field(default_factory=dict)
-    """By position in the source: name, IoU of the whole image, and (3, S) IoU, without box, arbitrary; None for an
-    image without a true box."""
-
-    def __post_init__(self) -> None:
-        if not self.settings or len(set(self.settings)) < len(self.settings):
-            raise ArgumentError(f"got {len(self.settings)} settings; give one or more, none of them twice")
-
-    def update(self, batch: Batch, found: Mapping[DiscoverySettings, Sequence[Discovery]], boxes: Sequence) -> None:
-        """Take in B images: what each setting has found in them, and their true boxes in pixels, (G, 4) each."""
-        self._refuse_twice(batch.indices)
-        height, width = self.image_size
-        for i, (name, index) in enumerate(zip(batch.names, batch.indices, strict=True)):
-            truth = checked_boxes(boxes[i], self.image_size, name)  # (G, 4)
-            seen = [found[each][i] for each in self.settings]
-            drawn = [None if s.box is None else to_pixels(s.box, self.patch_size, self.image_size) for s in seen]
-            scores = [[best_iou(box, truth) for box in drawn], [s.box is None for s in seen]]
-            numbers = np.array([*scores, [s.is_arbitrary for s in seen]], dtype=np.float64)  # (3, S)
-            whole = best_iou((0, 0, width, height), truth)
-            self.records[index] = (name, whole, numbers) if len(truth) else None
-
-    def merge(self, other: "DiscoveryAccumulator") -> None:
-        """Add what another has gathered from other images. Raises `ArgumentError` where the two do not match."""
-        same = (self.settings, self.patch_size, self.image_size)
-        if same != (other.settings, other.patch_size, other.image_size):
-            raise ArgumentError("discoveries of different settings, patches or image sizes cannot be merged")
-        self._refuse_twice(other.records)
-        self.records |= other.records
-
-    def result(self) -> DiscoveryResult:
-        """Score every setting. Raises `InputError` where no image has a true box.
-
-        Intervals are Wilson's, over images: CorLoc is a share of independent images, each a yes or a no, and near 0,
-        where models with artifacts lie, a bootstrap's interval shrinks to nothing. To set two models side by side on
-        the same images, resample the difference of their ``hits``: intervals of the two are wider than that.
+        An image without any is left out of the scores and counted. LOST's own protocol runs each image at its native
+        size; here it is the size that the backbone was loaded for. The first ``num_examples`` images that have boxes
+        are kept for figures. Raises `ArgumentError` for a block that the model does not have, or no setting.
         """
-        kept = {index: self.records[index] for index in sorted(self.records) if self.records[index] is not None}
-        if not kept:
-            raise InputError(f"none of {len(self.records)} images has a true box; CorLoc needs images that have")
-        names, whole, numbers = zip(*kept.values(), strict=True)
-        iou, without_box, arbitrary = np.stack(numbers, axis=1)  # (N, S) each
-        hits = (iou >= HIT_IOU).sum(axis=0)
-        rows = [
-            {
-                "label": each.label,
-                **asdict(each),
-                "corloc": float(hits[s] / len(kept)),
-                "corloc_ci": list(wilson_interval(int(hits[s]), len(kept))),
-                "mean_iou": float(iou[:, s].mean()),
-                "num_without_box": int(without_box[:, s].sum()),
-                "num_arbitrary": int(arbitrary[:, s].sum()),
-            }
-            for s, each in enumerate(self.settings)
-        ]
-        summary = {
-            "num_images": len(kept),
-            "num_without_truth": len(self.records) - len(kept),
-            "hit_iou": HIT_IOU,
-            "whole_image_corloc": float(np.mean(np.array(whole) >= HIT_IOU)),
-            "rows": rows,
-        }
-        flags = {"without_box": without_box.astype(bool), "arbitrary": arbitrary.astype(bool)}
-        return DiscoveryResult(
-            self.settings, summary, iou, **flags, indices=np.array(list(kept), dtype=np.int64), names=np.array(names)
-        )
+        self._backbone, self._layout, self._num_examples = backbone, backbone.layout(), num_examples
+        self._boxes = boxes if callable(boxes) else lambda index: boxes.get(index, ())
+        size = tuple(backbone.spec.image_size)
+        self.accumulator = DiscoveryAccumulator(tuple(settings), tuple(backbone.patch_size), size)
+        self._places = feature_sites(backbone, dict.fromkeys((each.features, each.block) for each in settings))
+        self.sites: Sequence[Site] = tuple(self._places.values())
+        self.examples: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        """By position in the source: picture, (h, w, 3) uint8, and (S, 2) row and column of each setting's seed."""
 
-    def _refuse_twice(self, indices: Iterable[int]) -> None:
-        if again := [index for index in indices if index in self.records]:
-            raise ArgumentError(f"image {again[0]} was measured twice; give each image to one process, once")
+    def update(self, batch: Batch, taken: Mapping[Site, Any], output: Tensor) -> None:
+        """Take in one batch. Raises `ArgumentError` for a box that does not fit, or an image that was seen before."""
+        settings, found = self.accumulator.settings, {}
+        for place, site in self._places.items():
+            features = patch_features(taken[site], self._layout)  # (B, P, D)
+            here = [each for each in settings if (each.features, each.block) == place]
+            found |= discover_many(features, self._layout.grid, here)
+        boxes = [self._boxes(index) for index in batch.indices]
+        self.accumulator.update(batch, found, boxes)
+        for i, index in enumerate(batch.indices):
+            if len(self.examples) < self._num_examples and len(boxes[i]):
+                shown = picture(self._backbone.transform.pixels(batch.images[i : i + 1]))
+                self.examples[index] = shown, np.array([found[each][i].seed for each in settings])
 
 
 def measure_discovery(
     backbone: Backbone,
     batches: Iterable[Batch],
-    boxes_by_index: Mapping[int, Sequence[Sequence[float]]],
+    boxes_by_index: Boxes,
     settings: Sequence[DiscoverySettings],
     *,
     autocast: torch.dtype | None = None,
@@ -158,29 +75,14 @@ def measure_discovery(
 ) -> DiscoveryAccumulator:
     """Run LOST at every one of ``settings`` over batches of images: one forward pass a batch, for all of them.
 
-    ``boxes_by_index`` has the true boxes of each image by its position in the source, in pixels of the image as the
-    model sees it, after resize and crop; an image without any is left out of the scores and counted. LOST's own
-    protocol runs each image at its native size; here it is the size that the backbone was loaded for. Raises
-    `ArgumentError` for a block that the model does not have, or an image or a box that does not fit its size.
+    Boxes are those of `DiscoveryReader`. Raises `ArgumentError` for a block that the model does not have, or an image
+    or a box that does not fit its size.
     """
-    image_size = tuple(backbone.spec.image_size)
-    accumulator = DiscoveryAccumulator(tuple(settings), tuple(backbone.patch_size), image_size)
-    places = list(dict.fromkeys((each.features, each.block) for each in settings))
-    for _, block in places:
-        backbone.check_block(block)
-    for batch in batches:
-        size = tuple(batch.images.shape[-2:])
-        if size != image_size:
-            got, want = (" x ".join(map(str, s)) for s in (size, image_size))
-            raise ArgumentError(f"got images of {got} px; {backbone.spec.name} was loaded for {want}")
-        layout, found = backbone.layout(), {}
-        for place, features in read_features(backbone, batch.images, places, autocast=autocast).items():
-            here = [each for each in settings if (each.features, each.block) == place]
-            found |= discover_many(features, layout.grid, here)
-        accumulator.update(batch, found, [boxes_by_index.get(index, ()) for index in batch.indices])
-        if on_batch is not None:
-            on_batch(batch)
-    return accumulator
+    reader = DiscoveryReader(backbone, boxes_by_index, settings)
+    rest = iter(batches)
+    for first in rest:  # a process without an image has nothing to add, which is no error
+        run_pass(backbone, chain([first], rest), [reader], autocast=autocast, on_batch=on_batch)
+    return reader.accumulator
 
 
 def read_features(
@@ -192,16 +94,9 @@ def read_features(
 ) -> dict[tuple[str, int], Tensor]:
     """Run images (B, 3, H, W) once, and return the patches' features of each (kind, block): (B, P, D) float32.
 
-    Heads stand side by side, as in LOST's code; CLS and registers are left out, wherever the layout has them. Queries
-    and keys are as attention uses them, after a norm or rotary positions of their own where the model has such.
+    Queries and keys are as attention uses them, after a norm or rotary positions of their own where the model has such.
     """
-    layout, device = backbone.layout(), next(backbone.module.parameters()).device
-
-    def patches(x: Tensor) -> Tensor:  # (B, T, D) or (B, H, T, d) -> (B, P, D)
-        x = x[..., layout.patches, :].float()
-        return x if x.ndim == 3 else x.transpose(1, 2).flatten(2)
-
-    sites = {place: Site(*place, reduce=patches) for place in places}
+    device, sites = next(backbone.module.parameters()).device, feature_sites(backbone, places)
     with (
         torch.inference_mode(),
         torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
@@ -209,7 +104,21 @@ def read_features(
     ):
         backbone(images.to(device, non_blocking=True))
         taken = recorder.take()
-    return {place: taken[site] for place, site in sites.items()}
+    return {place: patch_features(taken[site], backbone.layout()) for place, site in sites.items()}
+
+
+def feature_sites(backbone: Backbone, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Site]:
+    """Return where each (kind, block) is recorded. Raises `ArgumentError` for a block that the model does not have."""
+    return {(kind, block): Site(kind, backbone.check_block(block)) for kind, block in places}
+
+
+def patch_features(tokens: Tensor, layout: TokenLayout) -> Tensor:
+    """Return what was recorded, (B, T, D) or (B, H, T, d), of the patches alone, float32: (B, P, D).
+
+    Heads stand side by side, as in LOST's code; CLS and registers are left out, wherever the layout has them.
+    """
+    x = tokens[..., layout.patches, :].float()
+    return x if x.ndim == 3 else x.transpose(1, 2).flatten(2)
 
 
 def sweep(

@@ -65,8 +65,10 @@ def fit_sklearn(
         x[start * ROWS : start * ROWS + len(part)] = (features[part] - mean) / std
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater")  # positions are many
         model = LogisticRegression(C=c, max_iter=max_iter, tol=tolerance).fit(x, codes)
-    said = [" ".join(str(one.message).split()) for one in caught]
+    said = [str(one.message).partition("\n\n")[0] for one in caught]  # after it come addresses of a manual
+    said = [" ".join(text.split()) for text in said]
     converged = not any(issubclass(one.category, ConvergenceWarning) for one in caught)
     return _of_classes(mean, std, np.c_[model.coef_, model.intercept_].astype(np.float64)), converged, said
 

@@ -1,19 +1,19 @@
 """What single tokens know of their own patch: where it is (position probe) and what it looks like (pixel probe)."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from vitprobe.backbones.base import Backbone
 from vitprobe.errors import ArgumentError, InputError
 from vitprobe.probes.batch import Batch
-from vitprobe.probes.linear import ALPHA_GRID, C_GRID, LogisticResult, RidgeResult, logistic_probe, ridge_probe
-from vitprobe.probes.token_features import PATCH_KINDS, TokenSet
-
-UNITS = ("model", "unit")
+from vitprobe.probes.by_image import Estimate
+from vitprobe.probes.linear import ALPHA_GRID, LogisticResult, RidgeResult, logistic_probes, ridge_probes
+from vitprobe.probes.token_features import UNITS, patchify
+from vitprobe.probes.token_means import Values, paired_difference, token_mean, token_share
+from vitprobe.probes.token_sets import PATCH_KINDS, TokenSet
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class PositionResult:
     num_unseen: int
     """Test tokens at positions that no training token has; the probe cannot name those."""
     fit: LogisticResult
+    hits: np.ndarray = field(repr=False, compare=False)
+    """(M,) bool: row and column are both right."""
+    distances: np.ndarray = field(repr=False, compare=False)
+    """(M,) distance of each prediction, in patches."""
+    images: np.ndarray = field(repr=False, compare=False)
+    """(M,) position of each test token's image in its source."""
 
 
 @dataclass(frozen=True)
@@ -54,91 +60,136 @@ class PixelResult:
     """The same of the mean patch of the training tokens."""
     fit: RidgeResult
 
+    @property
+    def errors(self) -> np.ndarray:
+        """(M,) L2 norm of each test token's error."""
+        return self.fit.errors
 
-def position_probe(
-    train: TokenSet,
-    test: TokenSet,
-    *,
-    grid: Sequence[float] = C_GRID,
-    seed: int = 0,
-    solver: str = "sklearn",
-    device: torch.device | str = "cpu",
-) -> PositionResult:
+
+Both = tuple[PositionResult, PixelResult]
+QUANTITIES = ("position", "distance", "pixels")
+"""What one token tells of its patch: whether its place is right, how far off it is, the error of its pixels."""
+
+
+def position_probe(train: TokenSet, test: TokenSet, **options: Any) -> PositionResult:
     """Train a linear classifier over the positions of the grid on single tokens, and test it on those of other images.
 
     This is the position probe of Darcet et al. (arXiv 2309.16588, figure 5b): top-1 accuracy, and the mean distance of
     the prediction in patches, which is taken to be Euclidean. The paper does not say whether normal and outlier tokens
-    share a probe; the result names the kinds. Tokens of one image stay together where C is chosen. Raises
-    `ArgumentError` for tokens without a position, sets of different blocks, points or grids, and what `logistic_probe`
-    refuses.
+    share a probe; the result names the kinds. Tokens of one image stay together where C is chosen. Options are those
+    of `logistic_probe`. Raises `ArgumentError` for tokens without a position, sets of different blocks, points or
+    grids, and what `logistic_probe` refuses.
     """
-    _same(train, test)
+    return position_probes(train, [test], **options)[0]
+
+
+def position_probes(train: TokenSet, tests: Sequence[TokenSet], **options: Any) -> list[PositionResult]:
+    """Train as `position_probe` does, and test on several sets."""
+    for test in tests:
+        _same(train, test)
     rows, cols = train.grid
-    places = [one.positions[:, 0] * cols + one.positions[:, 1] for one in (train, test)]
-    fit = logistic_probe(
-        train.features,
-        places[0],
-        test.features,
-        places[1],
-        grid=grid,
-        seed=seed,
-        groups=train.images,
-        solver=solver,
-        device=device,
-    )
+    of_train, *places = [one.positions[:, 0] * cols + one.positions[:, 1] for one in (train, *tests)]
+    pairs = [(test.features, place) for test, place in zip(tests, places, strict=True)]
+    fits = logistic_probes(train.features, of_train, pairs, groups=train.images, **options)
     where = np.stack(np.divmod(np.arange(rows * cols), cols), 1)  # (P, 2)
     between = np.linalg.norm(where[:, None] - where[None], axis=-1)  # (P, P)
-    shares = [np.bincount(place, minlength=rows * cols) / len(place) for place in places]  # (P,) twice
-    return PositionResult(
-        trained_on=train.kind,
-        tested_on=test.kind,
-        block=train.block,
-        point=train.point,
-        accuracy=fit.accuracy,
-        interval=fit.interval,
-        chance=fit.chance,
-        distance=float(between[fit.predicted, places[1]].mean()),
-        chance_distance=float(shares[0] @ between @ shares[1]),
-        num_unseen=int((~np.isin(places[1], places[0])).sum()),
-        fit=fit,
-    )
+    shares = [np.bincount(place, minlength=rows * cols) / len(place) for place in (of_train, *places)]  # (P,) each
+    found = []
+    for test, place, share, fit in zip(tests, places, shares[1:], fits, strict=True):
+        distances = between[fit.predicted, place]
+        result = PositionResult(
+            trained_on=train.kind,
+            tested_on=test.kind,
+            block=train.block,
+            point=train.point,
+            accuracy=fit.accuracy,
+            interval=fit.interval,
+            chance=fit.chance,
+            distance=float(distances.mean()),
+            chance_distance=float(shares[0] @ between @ share),
+            num_unseen=int((~np.isin(place, of_train)).sum()),
+            fit=fit,
+            hits=fit.predicted == place,
+            distances=distances,
+            images=test.images,
+        )
+        found.append(result)
+    return found
 
 
 def pixel_probe(
-    train: TokenSet,
-    train_pixels: np.ndarray,
-    test: TokenSet,
-    test_pixels: np.ndarray,
-    *,
-    grid: Sequence[float] = ALPHA_GRID,
-    seed: int = 0,
+    train: TokenSet, train_pixels: np.ndarray, test: TokenSet, test_pixels: np.ndarray, **options: Any
 ) -> PixelResult:
     """Fit a linear regression from single tokens to the pixels of their patches, and test it on those of other images.
 
     This is the pixel probe of Darcet et al. (arXiv 2309.16588, figure 5b), with an L2 term. Pixels, (N, 3 * h * w), are
-    those of `token_pixels`, and the error is in their unit: the paper does not state its own. Raises `ArgumentError`
-    for tokens without a patch, sets of different blocks, points or grids, and what `ridge_probe` refuses.
+    those that `TokenReader` wrote, or of `token_pixels`, and the error is in their unit: the paper does not state its
+    own. Options are those of `ridge_probe`. Raises `ArgumentError` for tokens without a patch, sets of different
+    blocks, points or grids, and what `ridge_probe` refuses.
     """
-    _same(train, test)
-    fit = ridge_probe(
-        train.features, train_pixels, test.features, test_pixels, grid=grid, seed=seed, groups=train.images
-    )
-    return PixelResult(train.kind, test.kind, train.block, train.point, fit.l2, fit.constant_l2, fit)
+    return pixel_probes(replace(train, pixels=train_pixels), [replace(test, pixels=test_pixels)], **options)[0]
 
 
-def patchify(pixels: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Cut images into patches, row by row: (B, C, H, W) -> (B, P, C * h * w).
+def pixel_probes(train: TokenSet, tests: Sequence[TokenSet], **options: Any) -> list[PixelResult]:
+    """Fit as `pixel_probe` does, and test on several sets; pixels are those of the sets.
 
-    The numbers of a patch are in the order of a convolution's kernel (channel, row, column), so that a patch embedding
-    is a product with its flattened kernel. Raises `ArgumentError` where patches do not tile the image.
+    Raises `ArgumentError` where a set has none.
     """
-    height, width = patch_size
-    if pixels.ndim != 4 or min(patch_size) < 1 or pixels.shape[2] % height or pixels.shape[3] % width:
-        raise ArgumentError(
-            f"got images {tuple(pixels.shape)}; (B, C, H, W) of whole {height} x {width} patches is needed"
-        )
-    cells = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (B, C, rows, h, cols, w)
-    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, P, C * h * w)
+    for test in tests:
+        _same(train, test)
+    if any(one.pixels is None for one in (train, *tests)):
+        raise ArgumentError("got tokens without pixels; draw them with pixels")
+    pairs = [(test.features, test.pixels) for test in tests]
+    fits = ridge_probes(train.features, train.pixels, pairs, groups=train.images, **options)
+    return [
+        PixelResult(train.kind, test.kind, train.block, train.point, fit.l2, fit.constant_l2, fit)
+        for test, fit in zip(tests, fits, strict=True)
+    ]
+
+
+def probe_pairs(
+    sets: Mapping[str, tuple[TokenSet, TokenSet]],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    alpha_grid: Sequence[float] = ALPHA_GRID,
+    **options: Any,
+) -> dict[tuple[str, str], Both]:
+    """Train both probes on one kind and test them on another, for each pair of kinds; a kind is trained on once.
+
+    ``sets`` has tokens to train and to test on by kind, with pixels. ``options`` are those of `logistic_probe`, and the
+    seed of both. Raises what the probes do.
+    """
+    found: dict[tuple[str, str], Both] = {}
+    for trained in dict.fromkeys(trained for trained, _ in pairs):
+        train, tested = sets[trained][0], [kind for one, kind in pairs if one == trained]
+        tests = [sets[kind][1] for kind in tested]
+        places = position_probes(train, tests, **options)
+        looks = pixel_probes(train, tests, grid=alpha_grid, seed=options.get("seed", 0))
+        found |= {(trained, kind): both for kind, both in zip(tested, zip(places, looks, strict=True), strict=True)}
+    return {pair: found[pair] for pair in pairs}
+
+
+def values_of(name: str, both: Both) -> Values:
+    """Return one of `QUANTITIES` of each test token, with the tokens' images."""
+    position, pixels = both
+    return position.images, {"position": position.hits, "distance": position.distances, "pixels": pixels.errors}[name]
+
+
+def scored(both: Both, *, seed: int) -> dict[str, Estimate]:
+    """Return the mean of each quantity, with an interval over images."""
+    shares = {"position": token_share}
+    return {name: shares.get(name, token_mean)(values_of(name, both), seed=seed) for name in QUANTITIES}
+
+
+def chance_of(both: Both) -> dict[str, float]:
+    """Return what is reached without the features, from the training tokens' places and pixels alone."""
+    position, pixels = both
+    return {"position": position.chance, "distance": position.chance_distance, "pixels": pixels.constant_error}
+
+
+def difference(name: str, one: Both, other: Both, *, seed: int) -> Estimate:
+    """Return one quantity of one kind less that of another, within images."""
+    return paired_difference(values_of(name, one), values_of(name, other), seed=seed)
 
 
 def token_pixels(

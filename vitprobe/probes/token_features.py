@@ -1,10 +1,11 @@
 """Draw single tokens of each kind, one an image and draw, into files on disk: what linear probes are trained on."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,56 +15,16 @@ from vitprobe import results
 from vitprobe.backbones.base import Backbone
 from vitprobe.errors import ArgumentError, InputError
 from vitprobe.probes.batch import Batch
-from vitprobe.recorder import Recorder, Site, token_norms
+from vitprobe.probes.feature_file import FeatureFile
+from vitprobe.probes.passes import run_pass
+from vitprobe.probes.token_sets import PATCH_KINDS, POINTS, SCHEMA, TokenSet, file_stem, open_tokens
+from vitprobe.recorder import Site, token_norms
 from vitprobe.tokens import TokenLayout
 
-PATCH_KINDS = ("normal", "outlier")
-POINTS = ("resid_post", "final_norm")
-SCHEMA = "vitprobe.tokens/1"
+UNITS = ("model", "unit")
+"""Of pixels: as the model reads them, normalised; or in [0, 1]."""
 Cutoff = float | Mapping[int, float | None] | None
 """One norm, one for each block whose norms are looked at, or None where the rule found none."""
-
-
-@dataclass(frozen=True)
-class TokenSet:
-    """Hold N drawn tokens of one kind at one block, in the order of their images; features stay on disk."""
-
-    kind: str
-    """``normal``, ``outlier``, ``cls`` or ``register:K``."""
-    block: int
-    point: str
-    """Where features were taken: ``resid_post`` of the block, or ``final_norm``, after the norm that follows it."""
-    cutoff: float | None
-    """Norm from which on a patch was called an outlier; None where the rule had found none."""
-    grid: tuple[int, int]
-    """(rows, cols) of the patch grid."""
-    num_draws: int
-    """Tokens drawn of each image, one after the other; 1 for CLS and registers, of which an image has one."""
-    features: np.ndarray
-    """(N, D) float32, a memory map."""
-    images: np.ndarray
-    """(N,) position of the image in its source."""
-    positions: np.ndarray
-    """(N, 2) row and column of the patch; -1 for CLS and registers."""
-    draws: np.ndarray
-    """(N,) number of the draw, from 0."""
-    num_images: int
-    """Images looked at."""
-    num_without: int
-    """Images that have no row here: they had no such token, or, of paired sets, no outlier or no normal patch."""
-
-    def of_draw(self, draw: int) -> "TokenSet":
-        """Return one token an image, those of one draw, still on disk; of CLS and registers all, whatever the draw."""
-        if draw < 0 or (self.kind in PATCH_KINDS and draw >= self.num_draws):
-            raise ArgumentError(f"got draw {draw}; {self.kind} tokens have draws 0 to {self.num_draws - 1}")
-        return replace(self._rows(slice(draw if self.num_draws > 1 else 0, None, self.num_draws)), num_draws=1)
-
-    def of_images(self, images: np.ndarray) -> "TokenSet":
-        """Return the tokens of some images, by their positions in the source; features are copied into memory."""
-        return self._rows(np.flatnonzero(np.isin(self.images, images)))
-
-    def _rows(self, rows: slice | np.ndarray) -> "TokenSet":
-        return replace(self, **{n: getattr(self, n)[rows] for n in ("features", "images", "positions", "draws")})
 
 
 @dataclass(frozen=True)
@@ -76,6 +37,7 @@ class _Plan:
     num_draws: int
     seed: int
     paired: bool
+    pixels: str | None
     autocast: torch.dtype | None
     judged: Mapping[int, int] = field(default_factory=dict)
     """Block whose norms tell outliers from normal patches, by block of the features."""
@@ -83,92 +45,157 @@ class _Plan:
     """By judged block; inf where no patch is an outlier."""
 
 
-def draw_tokens(
-    backbone: Backbone,
-    batches: Iterable[Batch],
-    *,
-    rule_cutoff: Cutoff,
-    folder: Path,
-    kinds: Sequence[str] = ("normal", "outlier", "cls"),
-    blocks: Sequence[int] | None = None,
-    num_draws: int = 1,
-    seed: int = 0,
-    point: str = "resid_post",
-    norm_block: int | None = None,
-    paired: bool = False,
-    autocast: torch.dtype | None = None,
-) -> dict[tuple[str, int], TokenSet]:
-    """Draw, of each image, ``num_draws`` random patches of each kind, its CLS and registers, by (kind, block).
+class TokenReader:
+    """Draw, of each image that passes, random patches of each kind, its CLS and registers, into files on disk.
 
     The protocol of table 1 of Darcet et al. (arXiv 2309.16588): one random patch of the class an image, spread over
     draws. A patch is an ``outlier`` if its token norm (L2 of ``resid_post``, float32, before the final norm) is at or
-    over ``rule_cutoff``, else ``normal``. The cutoff is one number, one for each block, or None where the rule found
-    none. Norms are those of the block of the features (by default the last), or of ``norm_block``: in DINOv2-L they
-    fall in the last block. ``point`` says where the features of all kinds are taken; ``final_norm`` goes with the last
-    block alone. Draws are independent, and depend on (seed, position of the image, draw) alone. ``paired`` keeps only
-    images with both an outlier and a normal patch, so that all sets of a block have the same images.
-
-    One forward pass serves everything. ``folder`` becomes a result directory, there whole or not at all, that
-    `open_tokens` reads; an older result gives way. In memory are one batch, the streams of its ``blocks``, and 32 bytes
-    a token. Raises `ArgumentError` for what the model does not have, images of another size, or norms that are not
-    finite; `InputError` without any image; `OutputError` where the disk is full.
+    over the cutoff, else ``normal``. Draws are independent, and depend on (seed, position of the image, draw) alone.
+    The folder is a result directory, there whole or not at all, that `open_tokens` reads; an older result gives way.
+    In memory are 32 bytes a token; no file is open between batches. Left as a context manager, closed, or forgotten
+    before it was finished, the reader leaves nothing.
     """
-    last = backbone.num_blocks - 1
-    blocks = (last,) if blocks is None else tuple(backbone.check_block(block) for block in blocks)
-    plan = _Plan(tuple(kinds), blocks, point, num_draws, seed, paired, autocast)
-    plan = _judged(_checked(plan, backbone), backbone, rule_cutoff, norm_block)
-    layout, num_images = backbone.layout(), 0
-    with results.result_directory(Path(folder)) as aside, ExitStack() as stack:
-        files = {}
-        for key in product(plan.kinds, plan.blocks):
-            files[key] = _FeatureFile(aside / f"{_name(*key)}.npy", backbone.width)
-            stack.callback(files[key].close)
-        for batch in batches:
-            norms, streams = _read(backbone, batch, plan)
-            for block in plan.blocks:
-                judged = plan.judged[block]
-                chosen = _choose(norms[judged][:, layout.patches], plan.cutoffs[judged], batch.indices, plan)
-                for kind in plan.kinds:
-                    rows, tokens = _rows(kind, chosen, layout, plan)
-                    found = streams[block][rows[:, 0], tokens]  # (n, D)
-                    rows[:, 0] = np.array(batch.indices)[rows[:, 0]]
-                    files[kind, block].add(found.float().cpu().numpy(), rows)
-            num_images += len(batch.images)
-        if not num_images:
-            raise InputError("no image could be read; no token was drawn")
-        tables = {_name(*key): file.finish() for key, file in files.items()}
-        results.save(aside, _stored(backbone, plan, tables, num_images))
-    return open_tokens(Path(folder))
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        folder: Path,
+        *,
+        rule_cutoff: Cutoff,
+        kinds: Sequence[str] = ("normal", "outlier", "cls"),
+        blocks: Sequence[int] | None = None,
+        num_draws: int = 1,
+        seed: int = 0,
+        point: str = "resid_post",
+        norm_block: int | None = None,
+        paired: bool = False,
+        pixels: str | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        """Prepare to draw ``num_draws`` patches of each kind, and the prefix tokens named, at each of ``blocks``.
+
+        ``rule_cutoff`` is one number, one for each block, or None where the rule found none. Norms are those of the
+        block of the features (by default the last), or of ``norm_block``: in DINOv2-L they fall in the last block.
+        ``point`` says where the features of all kinds are taken; ``final_norm`` goes with the last block alone.
+        ``paired`` keeps only images with both an outlier and a normal patch, so that all sets of a block have the same
+        images. ``pixels`` writes the pixels of drawn patches beside their features: ``model``, as the model reads
+        them, or ``unit``, in [0, 1]. ``autocast`` is only stored: the precision is that of the pass. Raises
+        `ArgumentError` for what the model does not have, or a folder that is something else.
+        """
+        last = backbone.num_blocks - 1
+        blocks = (last,) if blocks is None else tuple(backbone.check_block(block) for block in blocks)
+        plan = _Plan(tuple(kinds), blocks, point, num_draws, seed, paired, pixels, autocast)
+        self._plan = plan = _judged(_checked(plan, backbone), backbone, rule_cutoff, norm_block)
+        self._backbone, self._layout, self._folder = backbone, backbone.layout(), Path(folder)
+        self._norms = {b: Site("resid_post", b, reduce=token_norms) for b in plan.cutoffs}
+        self._streams = {b: Site(point, b if point == "resid_post" else None) for b in plan.blocks}
+        self.sites: Sequence[Site] = tuple(dict.fromkeys((*self._norms.values(), *self._streams.values())))
+        self._tables: dict[tuple[str, int], list[np.ndarray]] = {
+            key: [np.zeros((0, 4), np.int64)] for key in product(plan.kinds, plan.blocks)
+        }
+        self._files: dict[str, FeatureFile] = {}
+        self._num_images = 0
+        self._found: dict[tuple[str, int], TokenSet] | None = None
+        with ExitStack() as stack:
+            self._aside = stack.enter_context(results.result_directory(self._folder))
+            for key in self._tables:
+                self._files[file_stem(*key)] = FeatureFile(self._aside / f"{file_stem(*key)}.npy", backbone.width)
+                if pixels is not None and key[0] in PATCH_KINDS:
+                    name, size = f"{file_stem(*key)}.pixels", 3 * backbone.patch_size[0] * backbone.patch_size[1]
+                    self._files[name] = FeatureFile(self._aside / f"{name}.npy", size)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "TokenReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, batch: Batch, taken: Mapping[Site, Any], output: Tensor) -> None:
+        """Draw the tokens of a batch and write them; what is refused ends the reader, and leaves nothing.
+
+        Raises `ArgumentError` for norms or features that are not finite, `OutputError` where the disk is full.
+        """
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._draw(batch, taken)
+            undo.pop_all()
+
+    def _draw(self, batch: Batch, taken: Mapping[Site, Any]) -> None:
+        plan, layout = self._plan, self._layout
+        norms = {b: taken[site].cpu().numpy() for b, site in self._norms.items()}  # (B, T) each
+        if bad := sum(int((~np.isfinite(n)).sum()) for n in norms.values()):
+            raise ArgumentError(f"{bad} token norms are not finite; try float32, or check the weights")
+        cells = None
+        if plan.pixels is not None:
+            images = batch.images if plan.pixels == "model" else self._backbone.transform.pixels(batch.images)
+            cells = patchify(images.float(), self._backbone.patch_size)  # (B, P, 3 * h * w)
+        for block in plan.blocks:
+            judged, stream = plan.judged[block], taken[self._streams[block]]  # (B, T, D)
+            chosen = _choose(norms[judged][:, layout.patches], plan.cutoffs[judged], batch.indices, plan)
+            for kind in plan.kinds:
+                rows, tokens = _rows(kind, chosen, layout, plan)
+                name, images = file_stem(kind, block), rows[:, 0].copy()
+                self._files[name].add(stream[images, tokens].float().cpu().numpy())  # (n, D)
+                if f"{name}.pixels" in self._files:
+                    patches = rows[:, 1:3] @ (layout.grid[1], 1)
+                    self._files[f"{name}.pixels"].add(cells[images, patches].cpu().numpy())
+                rows[:, 0] = np.array(batch.indices)[images]
+                self._tables[kind, block].append(rows.astype(np.int64))
+        self._num_images += len(batch.images)
+
+    def finish(self) -> dict[tuple[str, int], TokenSet]:
+        """Put the folder in its place, and return what was drawn, by (kind, block); asked again, the same.
+
+        Raises `InputError` without any image, `OutputError` where the disk is full; then nothing is left.
+        """
+        if self._found is None:
+            with self._stack:
+                if not self._num_images:
+                    raise InputError("no image could be read; no token was drawn")
+                for file in self._files.values():
+                    file.finish()
+                tables = {file_stem(*key): np.concatenate(parts) for key, parts in self._tables.items()}
+                results.save(self._aside, _stored(self._backbone, self._plan, tables, self._num_images))
+            self._found = open_tokens(self._folder)
+        return self._found
+
+    def close(self) -> None:
+        """Take away what was written, unless it was finished."""
+        with suppress(_Abandoned), self._stack:
+            raise _Abandoned
 
 
-def open_tokens(folder: Path) -> dict[tuple[str, int], TokenSet]:
-    """Open what `draw_tokens` has written, by (kind, block). Raises `InputError` where it is not there or not whole."""
-    stored = results.load(folder)
-    if stored.schema != SCHEMA:
-        raise InputError(f"{folder} holds {stored.schema}, not {SCHEMA}; give a folder that draw_tokens has written")
-    settings, found = stored.settings, {}
-    for kind, block in product(settings["kinds"], settings["blocks"]):
-        name = _name(kind, block)
-        table, path = stored.arrays[name], folder / f"{name}.npy"  # (N, 4)
-        try:  # a map of nothing cannot be made
-            features = np.load(path, mmap_mode="r" if len(table) else None, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
-            raise InputError(f"{path} is damaged ({error}); draw the tokens again") from error
-        found[kind, block] = TokenSet(
-            kind=kind,
-            block=block,
-            point=settings["point"],
-            cutoff=settings["cutoffs"][str(block)],
-            grid=tuple(settings["grid"]),
-            num_draws=settings["num_draws"] if kind in PATCH_KINDS else 1,
-            features=features,
-            images=table[:, 0],
-            positions=table[:, 1:3],
-            draws=table[:, 3],
-            num_images=settings["num_images"],
-            num_without=settings["num_images"] - len(np.unique(table[:, 0])),
+class _Abandoned(Exception):
+    """Ends the writing of a folder that nobody wants any more."""
+
+
+def draw_tokens(
+    backbone: Backbone, batches: Iterable[Batch], *, folder: Path, autocast: torch.dtype | None = None, **options: Any
+) -> dict[tuple[str, int], TokenSet]:
+    """Draw tokens as `TokenReader` does, from one pass over batches, by (kind, block); ``options`` are the reader's.
+
+    Raises `ArgumentError` for what the model does not have, images of another size, or numbers that are not finite;
+    `InputError` without any image; `OutputError` where the disk is full.
+    """
+    with TokenReader(backbone, folder, autocast=autocast, **options) as reader:
+        run_pass(backbone, batches, [reader], autocast=autocast)
+        return reader.finish()
+
+
+def patchify(pixels: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut images into patches, row by row: (B, C, H, W) -> (B, P, C * h * w).
+
+    The numbers of a patch are in the order of a convolution's kernel (channel, row, column), so that a patch embedding
+    is a product with its flattened kernel. Raises `ArgumentError` where patches do not tile the image.
+    """
+    height, width = patch_size
+    if pixels.ndim != 4 or min(patch_size) < 1 or pixels.shape[2] % height or pixels.shape[3] % width:
+        raise ArgumentError(
+            f"got images {tuple(pixels.shape)}; (B, C, H, W) of whole {height} x {width} patches is needed"
         )
-    return found
+    cells = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (B, C, rows, h, cols, w)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, P, C * h * w)
 
 
 def _checked(plan: _Plan, backbone: Backbone) -> _Plan:
@@ -185,6 +212,8 @@ def _checked(plan: _Plan, backbone: Backbone) -> _Plan:
         raise ArgumentError(f"{name} has no norm that all its tokens pass after the last block; give resid_post")
     if plan.point == "final_norm" and blocks != (backbone.num_blocks - 1,):
         raise ArgumentError(f"got final_norm of blocks {blocks}; it follows block {backbone.num_blocks - 1} alone")
+    if plan.pixels not in (None, *UNITS):
+        raise ArgumentError(f"got pixels in unit {plan.pixels!r}; allowed are {', '.join(UNITS)}, or None for none")
     if plan.num_draws < 1 or plan.seed < 0:
         raise ArgumentError(f"got {plan.num_draws} draws, seed {plan.seed}; give 1 draw or more and a seed from 0 on")
     return plan
@@ -200,28 +229,6 @@ def _judged(plan: _Plan, backbone: Backbone, cutoff: Cutoff, norm_block: int | N
     if bad := [c for c in cutoffs.values() if not c > 0]:
         raise ArgumentError(f"got a cutoff of {bad[0]:g}; give a norm over 0, or None where the rule found none")
     return replace(plan, judged=judged, cutoffs=cutoffs)
-
-
-def _read(backbone: Backbone, batch: Batch, plan: _Plan) -> tuple[dict[int, np.ndarray], dict[int, Tensor]]:
-    """Run one batch: norms (B, T) of the judged blocks, and streams (B, T, D) at the point of the features."""
-    size, want = tuple(batch.images.shape[-2:]), tuple(backbone.spec.image_size)
-    if size != want:
-        got, made = ("{} x {} px".format(*side) for side in (size, want))
-        raise ArgumentError(f"got images of {got}; {backbone.spec.name} was loaded for {made}")
-    device = next(backbone.module.parameters()).device
-    norm_sites = {b: Site("resid_post", b, reduce=token_norms) for b in plan.cutoffs}
-    sites = {b: Site(plan.point, b if plan.point == "resid_post" else None) for b in plan.blocks}
-    with (
-        torch.inference_mode(),
-        torch.autocast(device.type, dtype=plan.autocast, enabled=plan.autocast is not None),
-        Recorder(backbone, [*norm_sites.values(), *sites.values()]) as recorder,
-    ):
-        backbone(batch.images.to(device, non_blocking=True))
-        taken = recorder.take()
-    norms = {b: taken[site].cpu().numpy() for b, site in norm_sites.items()}
-    if bad := sum(int((~np.isfinite(n)).sum()) for n in norms.values()):
-        raise ArgumentError(f"{bad} token norms are not finite; try float32, or check the weights")
-    return norms, {b: taken[site] for b, site in sites.items()}
 
 
 def _choose(norms: np.ndarray, cutoff: float, indices: Sequence[int], plan: _Plan) -> dict[str, np.ndarray]:
@@ -251,40 +258,11 @@ def _rows(kind: str, chosen: dict[str, np.ndarray], layout: TokenLayout, plan: _
     return np.c_[image, none, none, np.zeros_like(image)], np.full_like(image, token)
 
 
-class _FeatureFile:
-    """Append rows to a .npy file whose number of rows is known only at its end."""
-
-    def __init__(self, path: Path, width: int) -> None:
-        self._file, self._width, self._tables = path.open("wb"), width, [np.zeros((0, 4), np.int64)]
-        self._start = self._head(0)
-
-    def _head(self, rows: int) -> int:
-        self._file.seek(0)
-        head = {"descr": "<f4", "fortran_order": False, "shape": (rows, self._width)}
-        np.lib.format.write_array_header_1_0(self._file, head)  # it leaves room for the first axis to grow
-        return self._file.tell()
-
-    def add(self, features: np.ndarray, table: np.ndarray) -> None:
-        """Write features (n, D); keep what they are of, (n, 4) image, row, col, draw."""
-        self._file.write(np.ascontiguousarray(features, dtype="<f4").data)
-        self._tables.append(table.astype(np.int64))
-
-    def finish(self) -> np.ndarray:
-        """Put the number of rows into the head, close, and return what all rows are of, (N, 4)."""
-        table = np.concatenate(self._tables)
-        assert self._head(len(table)) == self._start, "the head has outgrown its room"
-        self.close()
-        return table
-
-    def close(self) -> None:
-        self._file.close()
-
-
 def _stored(backbone: Backbone, plan: _Plan, tables: dict[str, np.ndarray], num_images: int) -> results.StoredResult:
     device, dtype = next(backbone.module.parameters()).device, plan.autocast or torch.float32
     model, inputs = asdict(backbone.spec), {"num_images": num_images}
     made = results.Provenance(model, inputs, plan.seed, str(device), str(dtype).removeprefix("torch."))
-    settings = {name: getattr(plan, name) for name in ("kinds", "blocks", "point", "num_draws", "paired")}
+    settings = {name: getattr(plan, name) for name in ("kinds", "blocks", "point", "num_draws", "paired", "pixels")}
     settings |= {"norm_blocks": plan.judged, "cutoffs": {b: plan.cutoffs[judged] for b, judged in plan.judged.items()}}
     return results.StoredResult(
         SCHEMA,
@@ -292,9 +270,8 @@ def _stored(backbone: Backbone, plan: _Plan, tables: dict[str, np.ndarray], num_
         settings | {"grid": backbone.layout().grid, "num_images": num_images},
         summary={name: len(table) for name, table in tables.items()},
         arrays=tables,  # (N, 4) image, row, col, draw
-        files={f"{name}.npy": "features of drawn tokens, (N, D) float32" for name in tables},
+        files={
+            **{f"{name}.npy": "features of drawn tokens, (N, D) float32" for name in tables},
+            **{f"{name}.pixels.npy": "pixels of their patches, (N, 3 * h * w) float32" for name in tables},
+        },
     )
-
-
-def _name(kind: str, block: int) -> str:
-    return f"{kind.replace(':', '')}.block{block}"

@@ -9,7 +9,7 @@ from vitprobe.plots.attention import draw_maps
 from vitprobe.probes.attention import AttentionMaps, AttentionReader
 from vitprobe.probes.outliers import OutlierRule
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,12 @@ class MapsOptions:
 
 
 @dataclass(frozen=True)
-class Maps:
+class Maps(Measurement):
     """Read the attention maps of the first images."""
 
     setting: Setting
     options: MapsOptions
     reader: AttentionReader
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return the reader of the maps."""

@@ -4,10 +4,11 @@ An item is asked for its readers, so that all items of a run share the forward p
 then one over the test images. `run` does that for one model.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -105,15 +106,18 @@ class Setting:
         return self.shared[key]
 
 
-class Measurement(Protocol):
+class Measurement(ABC):
     """Say what one item reads of one model, and what came of it. Asked in this order."""
 
     def train_readers(self) -> Sequence[Reader]:
-        """Return what reads the training images."""
+        """Return what reads the training images; by default nothing."""
+        return ()
 
     def test_readers(self) -> Sequence[Reader]:
-        """Return what reads the test images; the training images have been read."""
+        """Return what reads the test images, when the training images have been read; by default nothing."""
+        return ()
 
+    @abstractmethod
     def found(self) -> Found:
         """Return the numbers; all images have been read."""
 

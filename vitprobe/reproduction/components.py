@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from vitprobe.plots.components import draw_components
 from vitprobe.probes.components import FITS, LIMIT, ComponentReader, Components
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,11 @@ WITH = {"all": "all patches", "without_outliers": "without outliers"}
 
 
 @dataclass(frozen=True)
-class FirstComponent:
+class FirstComponent(Measurement):
     """Read the features of the test images' patches."""
 
     setting: Setting
     reader: ComponentReader
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return the reader of the features."""

@@ -26,7 +26,7 @@ from vitprobe.probes.dense import (
 from vitprobe.probes.dense_sample import PixelSample, PixelSampler
 from vitprobe.probes.dense_scores import DEPTH_SCORES, MaskScore
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Found, Item, Row, Setting
+from vitprobe.reproduction.base import Found, Item, Measurement, Row, Setting
 from vitprobe.reproduction.dense_figures import draw_depth_item, draw_mask_item
 from vitprobe.reproduction.dense_options import (
     DEPTH,
@@ -42,7 +42,7 @@ from vitprobe.reproduction.dense_options import (
 WORDS = {FEATURES: "patch features", POSITION: "position alone", NOISE: "random features"}
 
 
-class DenseMeasurement:
+class DenseMeasurement(Measurement):
     """Draw pixels of the training images, fit, and read every pixel of the test images."""
 
     note: str

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 from vitprobe.errors import ArgumentError
 from vitprobe.plots.flops import draw_costs
 from vitprobe.probes.flops import NUMBERS, SIDE, RegisterCosts, default_sizes, measure_costs
-from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 COUNTED = "matrix products and convolutions, those of attention and of the model's own head included; 1 multiply-add = "
 COUNTED += "2 FLOPs; norms, softmax, activations and sums are not counted"
@@ -33,19 +32,11 @@ class FlopsOptions:
 
 
 @dataclass(frozen=True)
-class Costs:
+class Costs(Measurement):
     """Count one architecture; looks at no image."""
 
     setting: Setting
     options: FlopsOptions
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
-
-    def test_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def found(self) -> Found:
         """Return what each number of registers costs at each size. Raises `ArgumentError` for what is no plain ViT."""

@@ -15,7 +15,7 @@ from vitprobe.probes.frozen import FEATURES, ImageFeatureReader, ImageFeatures, 
 from vitprobe.probes.knn import TEMPERATURE, K, wilson_interval
 from vitprobe.probes.linear import C_GRID, LogisticResult
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 WORDS = {"cls": "CLS", "cls+mean": "CLS and mean of patches", "mean": "mean of patches"}
 WITHOUT = "without outlier patches in the mean"
@@ -84,7 +84,7 @@ class NearestOptions(FeatureOptions):
             raise ArgumentError(f"got k {self.k!r}, temperature {self.temperature!r}; give a whole number and a number")
 
 
-class FrozenMeasurement:
+class FrozenMeasurement(Measurement):
     """Gather one vector an image of both splits, and read classes from it; both items share the readers."""
 
     def __init__(self, setting: Setting, options: Any) -> None:

@@ -1,7 +1,6 @@
 """Figure 4 b of Darcet et al. (arXiv 2309.16588): token norms by training step, of the checkpoints that a run kept."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +8,7 @@ from matplotlib.figure import Figure
 
 from vitprobe.errors import ArgumentError
 from vitprobe.plots.growth import Kept, draw_growth
-from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Setting
 from vitprobe.reproduction.norms import outlier_row, pack, tail_row, unpack
 from vitprobe.training.checkpoint import ABOUT
 
@@ -41,18 +39,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 @dataclass(frozen=True)
-class ByStep:
+class ByStep(Measurement):
     """Set the norms of one checkpoint beside its step."""
 
     setting: Setting
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
-
-    def test_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
 
     def found(self) -> Found:
         """Return the norms of the checkpoint, its step and its variant."""

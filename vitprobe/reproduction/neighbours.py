@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from vitprobe.plots.neighbours import draw_neighbours
 from vitprobe.probes.neighbours import BANDWIDTH, HIGH, NeighbourCosines, NeighbourReader
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,12 @@ class NeighbourOptions:
 
 
 @dataclass(frozen=True)
-class Neighbours:
+class Neighbours(Measurement):
     """Read the cosines of the test images' patches with their neighbours."""
 
     setting: Setting
     options: NeighbourOptions
     reader: NeighbourReader
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return the reader of the cosines."""

@@ -9,28 +9,19 @@ from matplotlib.figure import Figure
 from vitprobe.backbones.zoo import ALIASES
 from vitprobe.plots import norm_maps, norms, strips
 from vitprobe.probes.norm_stats import KINDS, NormStats
-from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 INTERVAL = "95 % over images, Poisson bootstrap"
 
 
 @dataclass(frozen=True)
-class NormsFound:
+class NormsFound(Measurement):
     """Give out what the pass over the test images has found of their norms; reads nothing itself."""
 
     setting: Setting
     options: None
     rows: Any
     """Makes the rows of a table from the statistics."""
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
-
-    def test_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
 
     def found(self) -> Found:
         """Return the statistics whole, and the item's rows."""

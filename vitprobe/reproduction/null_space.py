@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from vitprobe.plots.null_space import draw_null_space
 from vitprobe.probes.null_space import EPS, NullSpace, NullSpaceReader
 from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,11 @@ KINDS = {"outliers": "outliers", "others": "other patches"}
 
 
 @dataclass(frozen=True)
-class Values:
+class Values(Measurement):
     """Read what the value projection makes of the test images' patches."""
 
     setting: Setting
     reader: NullSpaceReader
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return the reader of what attention reads."""

@@ -10,7 +10,7 @@ from vitprobe.errors import ArgumentError
 from vitprobe.plots.register_maps import draw_means, draw_overlaps, draw_queries
 from vitprobe.probes.passes import Reader
 from vitprobe.probes.register_maps import KINDS, MEASURES, NUM_POOL, RegisterMapReader, RegisterMaps
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 PAIRS = {
     "registers": "two registers",
@@ -40,16 +40,12 @@ class RegisterMapsOptions:
 
 
 @dataclass(frozen=True)
-class QueryMaps:
+class QueryMaps(Measurement):
     """Read the maps of one model."""
 
     setting: Setting
     options: RegisterMapsOptions
     reader: RegisterMapReader
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return the reader of the maps."""

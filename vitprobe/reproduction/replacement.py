@@ -24,7 +24,7 @@ from vitprobe.probes.replacement import (
     read_classes,
     ways_of,
 )
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 NONE = "no registers to replace"
 FEATURES = "cls+mean"
@@ -53,7 +53,7 @@ class ReplacementOptions:
     solver: str = "sklearn"
 
 
-class Replacements:
+class Replacements(Measurement):
     """Measure one model: what its registers are like on training images, then what replacing them does to others."""
 
     def __init__(self, setting: Setting, options: ReplacementOptions) -> None:

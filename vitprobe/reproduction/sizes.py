@@ -1,31 +1,21 @@
 """Figure 4 c of Darcet et al. (arXiv 2309.16588): token norms by size of the model."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
 from vitprobe.backbones.zoo import ALIASES
 from vitprobe.plots.sizes import Sized, draw_sizes
-from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 from vitprobe.reproduction.norms import outlier_row, pack, tail_row, unpack
 
 
 @dataclass(frozen=True)
-class BySize:
+class BySize(Measurement):
     """Set the norms of a model beside its parameters."""
 
     setting: Setting
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
-
-    def test_readers(self) -> Sequence[Reader]:
-        """Return nothing: the norms are there."""
-        return ()
 
     def found(self) -> Found:
         """Return the norms, and the parameters of the tower in millions."""

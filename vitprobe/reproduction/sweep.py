@@ -1,6 +1,6 @@
 """Figure 8 of Darcet et al. (arXiv 2309.16588): 0 to 16 registers, attention maps and scores, of a trained sweep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,7 @@ from vitprobe.errors import InputError
 from vitprobe.plots.attention import draw_maps
 from vitprobe.plots.sweep import draw_sweep
 from vitprobe.probes.comparison import from_arrays
-from vitprobe.probes.passes import Reader
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 
 FEWEST = 2
 
@@ -28,18 +27,10 @@ def variants_of(run: Path) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Variant:
+class Variant(Measurement):
     """Read what a finished ``train-registers`` has found of one variant; nothing is measured again."""
 
     folder: Path
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
-
-    def test_readers(self) -> Sequence[Reader]:
-        """Return nothing."""
-        return ()
 
     def found(self) -> Found:
         """Return outliers, norms, attention on registers and the scores of the variant."""

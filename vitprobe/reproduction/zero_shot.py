@@ -12,7 +12,7 @@ from vitprobe.inputs.scene_shapes import BACKGROUNDS
 from vitprobe.plots.frozen import Score, ScorePanel, draw_scores
 from vitprobe.probes.passes import Reader
 from vitprobe.probes.zero_shot import ZeroShotReader, describe
-from vitprobe.reproduction.base import Drawn, Found, Item, Row, Setting
+from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 from vitprobe.training.objectives.text import SCENE_PROMPT
 
 INTERVAL = "Wilson's 95 %, for test images drawn at random"
@@ -40,7 +40,7 @@ class ZeroShotOptions:
             raise ArgumentError(f"got text {self.text!r}; give a folder, a file or a model of open_clip")
 
 
-class ZeroShot:
+class ZeroShot(Measurement):
     """Embed what is said of each class, and find the nearest for every test image."""
 
     def __init__(self, setting: Setting, options: ZeroShotOptions) -> None:
@@ -52,10 +52,6 @@ class ZeroShot:
             raise ArgumentError(f"nothing can be said of the classes of {setting.test.name}: {'; '.join(self.notes)}")
         text.module.to(next(setting.backbone.module.parameters()).device)
         self.reader = ZeroShotReader({task: describe(text, own) for task, own in self.prompts.items()})
-
-    def train_readers(self) -> Sequence[Reader]:
-        """Return nothing: there is nothing to train."""
-        return ()
 
     def test_readers(self) -> Sequence[Reader]:
         """Return what finds the nearest description."""
