@@ -49,8 +49,9 @@ def found(summary: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
         console.print(_table(name, item))
         for note in item["notes"]:
             console.print(f"  {escape(note)}", highlight=False)
-    for name, reason in summary["left_out"].items():
-        console.print(f"left out: [bold]{name}[/bold], {escape(reason)}", highlight=False)
+    for name, reasons in summary["left_out"].items():
+        for reason in reasons:
+            console.print(f"left out: [bold]{name}[/bold], {escape(reason)}", highlight=False)
     echo.written(console, out)
 
 

@@ -81,7 +81,7 @@ def _table(name: str, parts: Sequence[Part]) -> dict[str, Any]:
 
 def save_whole(
     parts: Mapping[str, Sequence[Part]],
-    left_out: Mapping[str, str],
+    left_out: Mapping[str, Sequence[str]],
     skipped: Sequence[Any],
     settings: Mapping[str, Any],
     whole: Path,

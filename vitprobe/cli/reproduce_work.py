@@ -10,7 +10,6 @@ from vitprobe.backbones.base import Backbone
 from vitprobe.cli import echo, parse
 from vitprobe.cli.reproduce_result import SCHEMA, Part
 from vitprobe.cli.session import slug
-from vitprobe.errors import ArgumentError
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.truths import TruthSource, open_truths
 from vitprobe.probes.outliers import OutlierRule
@@ -58,7 +57,8 @@ class Work:
     def __init__(self, options: Options, tasks: Sequence[Task], run_folder: Path | None, folder: Path) -> None:
         self.options, self.tasks, self.run, self.folder = options, tasks, run_folder, folder
         self.parts: dict[str, list[Part]] = {}
-        self.left_out: dict[str, str] = {}
+        self.left_out: dict[str, list[str]] = {}
+        """Why an item was not measured, on some set or of some model."""
         self.skipped: list[dict[str, str]] = []
         self.done: set[tuple[str, str]] = set()
         """(item, model) of items that need no images, which are measured once."""
@@ -106,9 +106,8 @@ class Work:
         return chosen
 
     def _leave_out(self, item: str, reason: str) -> None:
-        if len(self.tasks) == 1:
-            raise ArgumentError(f"{item}: {reason}")
-        self.left_out.setdefault(item, reason)
+        known = self.left_out.setdefault(item, [])
+        known += [reason] * (reason not in known)
 
     def _measure_model(
         self,

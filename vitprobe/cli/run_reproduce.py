@@ -46,7 +46,7 @@ def run(options: Options) -> int:
         for data in options.data:
             work.measure(data)
         if not work.parts:
-            raise InputError("nothing was measured; " + "; ".join(f"{k}: {why}" for k, why in work.left_out.items()))
+            raise InputError("; ".join(f"{item}: {why}" for item, each in work.left_out.items() for why in each))
         for task in tasks:
             if task.entry.name in work.parts:
                 save_item(task, work.parts[task.entry.name], whole / task.entry.name, formats)
