@@ -1,7 +1,7 @@
 """Reproduce the figures and tables of "Vision Transformers Need Registers" on what is at hand.
 
 Command   python analyses/paper.py [PART ...]     (without parts: all of paper.toml whose data are at hand)
-Time      of each part, in paper.toml, on 2 CPU cores; all of them about NN minutes
+Time      of each part, in paper.toml, on 2 CPU cores; all of them about 20 minutes
 Needs     nothing for scenes; parts on CIFAR-10 or CamVid want VITPROBE_DATA to be the folder of both
 Writes    figures/ITEM/ (figures, table.md with published numbers beside, result.json and arrays of each model)
 

@@ -47,3 +47,5 @@ def test_a_model_stands_beside_what_was_published_of_it_else_beside_all():
     assert {one.trust for one in beside("table3", "voc2007", "dinov2-l14")} == {"paper", "secondary"}
     assert {one.model for one in beside("fig5b", "position.other", "dinov2-reg-l14")} == {"DINOv2 + 4 reg"}
     assert {one.model for one in beside("fig5b", "position.other", "dinov2-l14")} == {"DINOv2"}
+    assert "DINOv2-L" in {one.model for one in beside("table3", "voc2007", "dinov2-s14")}  # of no such size: all
+    assert len(beside("table1", "airc.cls", "dinov2-reg-g14")) == len(published("table1", "airc.cls"))

@@ -145,7 +145,7 @@ def published(item: str, key: str) -> tuple[Published, ...]:
 
 
 def beside(item: str, key: str, model: str) -> tuple[Published, ...]:
-    """Return what stands beside a number measured of ``model``: what was published of the nearest, else of any."""
+    """Return what stands beside a number measured of a model of the zoo: of its size, else its family, else of any."""
     found = published(item, key)
-    near = max((one.like for one in found if one.like and model.startswith(one.like)), key=len, default=None)
-    return tuple(one for one in found if one.like == near) if near else found
+    near = [one for name in (model, model.rpartition("-")[0]) for one in found if name and one.like == name]
+    return tuple(one for one in near if one.like == near[0].like) if near else found

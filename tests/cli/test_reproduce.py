@@ -106,3 +106,23 @@ def test_choices_go_to_the_items_that_have_them(run, tmp_path):
     stored = json.loads((out / "fig1" / "result.json").read_text())
     assert stored["settings"]["options"]["num_shown"] == 2 and stored["summary"]["maps"]["num_images"] == 2
     assert json.loads((out / "fig3" / "result.json").read_text())["settings"]["options"] == {}
+
+
+def test_one_model_with_two_files_of_weights_is_two_models(run, tmp_path):
+    from vitprobe import backbones
+    from vitprobe.backbones.export import export
+
+    files = []
+    for seed in (0, 1):
+        folder = tmp_path / f"seed{seed}"
+        folder.mkdir()
+        export(backbones.load("timm:vit_tiny_patch16_224", weights="random", seed=seed, image_size=(64, 64)), folder)
+        files.append((folder / "model.safetensors").rename(tmp_path / f"weights{seed}.safetensors"))
+    models = ["-m", "timm:vit_tiny_patch16_224", "-m", "timm:vit_tiny_patch16_224", "--image-size", "64"]
+    weights = ["--weights", files[0], "--weights", files[1]]
+    code, said, err = run("reproduce", "fig3", *models, *weights, *FEW, "--json", "--out", tmp_path / "out")
+    assert (code, err) == (0, "")
+    item = json.loads(said)["items"]["fig3"]
+    assert [title.rpartition(", ")[2] for title in item["columns"]] == ["weights0.safetensors", "weights1.safetensors"]
+    medians = next(row["cells"] for row in item["rows"] if row["what"] == "median norm")
+    assert medians[0]["value"] != medians[1]["value"]

@@ -104,7 +104,7 @@ def test_images_without_a_box_are_left_out_and_one_centring_may_be_asked_for(few
     assert one.summary["num_without_truth"] == 6 and rows(one)["CorLoc, best of all settings"].number == 6
     assert {cell["block"] for cell in one.summary["cells"]} == {7, 6} and len(one.summary["cells"]) == 4
     assert "CorLoc, best bias, not centred, last block" not in rows(one)
-    assert "6 images without a box are left out" in one.summary["notes"]
+    assert "6 images without a box inside the model's crop are left out" in one.summary["notes"]
 
 
 def test_what_is_refused(few, tmp_path):

@@ -36,14 +36,14 @@ def test_numbers_are_those_of_the_command_norms(found):
     assert one.rows[0].value == own.summary["outlier_fraction"] > 0.01 and one.rows[0].key == "outlier_share"
     assert one.rows[0].interval == tuple(own.summary["outlier_fraction_ci"])
     np.testing.assert_array_equal(one.arrays["counts"], own.counts)
-    assert row(found["organism"]["fig4a"], "first block with two modes").value == 4  # the planted block
+    assert row(found["organism"]["fig4a"], "block from which on outliers stay").value == 4  # the planted block
     params = sum(p.numel() for p in backbone.module.parameters()) / 1e6
     assert row(found["organism"]["fig4c"], "parameters").value == params
 
 
 def test_a_clean_model_has_none(found):
     clean = found["organism-clean"]
-    assert clean["fig3"].rows[0].value == 0 and row(clean["fig4a"], "first block with two modes").value is None
+    assert clean["fig3"].rows[0].value == 0 and row(clean["fig4a"], "block from which on outliers stay").value is None
     assert [row.what for row in clean["fig10"].rows] == ["images with an outlier at the commonest place"]
     assert (
         row(clean["fig1"], "patches that are outliers").value

@@ -60,7 +60,7 @@ def test_rows_are_scores_by_hand(found, test):
     assert own["control: random patch in a box"].value == pytest.approx(np.mean(shares))
     assert own["control: patch in the middle in a box"].value == np.mean(middle)
     assert own["top patch less a random patch"].value == pytest.approx(np.mean(hits) - np.mean(shares))
-    assert own["top patch in a box"].key == "point_in_box"
+    assert own["top patch in a box"].key == ""
 
 
 def test_outliers_are_left_out_where_there_are_any(found):
@@ -82,7 +82,7 @@ def test_images_without_a_box_are_left_out(test, tmp_path):
     bare = replace(test, raw_boxes=lambda i: (test.raw_boxes(i)[0], test.raw_boxes(i)[1][: i % 2 * 9]))
     one = run_items(["patch-score"], ITEMS, tmp_path, test=bare, point="resid_post", examples=0)["patch-score"]
     assert one.summary["num_without_truth"] == 8 and one.summary["point"] == "resid_post" and not one.arrays
-    assert "8 images without a box are left out" in one.summary["notes"]
+    assert "8 images without a box inside the model's crop are left out" in one.summary["notes"]
     assert set(ITEMS["patch-score"].draw([("a", one)])) == {"point_in_box"}
 
 

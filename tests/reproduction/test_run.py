@@ -127,3 +127,5 @@ def test_a_table_sets_models_and_published_numbers_side_by_side():
     assert [cell["value"] for cell in first["cells"]] == [0.5, 0.6] and second["cells"][1] is None
     assert {one["model"] for one in first["published"]} == {"DINOv2-L", "DINOv2-L + 4 reg"} and not second["published"]
     assert read_again(one) == one
+    short = table(entry, [("a", "dinov2", one)])["rows"][0]["published"]
+    assert {one["model"] for one in short} == {"DINOv2-L"}

@@ -67,7 +67,7 @@ class Work:
         """Measure all items on one set of images."""
         wants = any(set(task.entry.needs) - {"run"} for task in self.tasks)
         train, test = self._open(data) if wants else (None, None)
-        for model, tasks in self._by_model().items():
+        for (model, weights), tasks in self._by_model().items():
             keyed: dict[str, list[Task]] = {}
             for task in tasks:
                 if reason := lacks(task.entry, train, test):
@@ -77,7 +77,7 @@ class Work:
                     keyed.setdefault(repr(dict(keywords)), []).append(task)
             for key, own in keyed.items():
                 keywords = next(k for k in own[0].item.variants(model) if repr(dict(k)) == key)
-                self._measure_model(model, keywords, own, data, train, test)
+                self._measure_model(model, {"weights": weights, **keywords}, own, data, train, test)
 
     def _open(self, data: str) -> tuple[TruthSource | None, TruthSource]:
         """Open the images; a set without splits of its own is split only where an item trains on part of it."""
@@ -87,23 +87,23 @@ class Work:
         train = open_truths(data, split="train", limit=limit, seed=seed) if needs_training else None
         return None if train is None else cached(train), cached(test)
 
-    def _by_model(self) -> dict[str, list[Task]]:
-        """Return the items by model, in the order in which models are first named."""
-        found: dict[str, list[Task]] = {}
+    def _by_model(self) -> dict[tuple[str, str], list[Task]]:
+        """Return the items by model and weights, in the order in which they are first named."""
+        found: dict[tuple[str, str], list[Task]] = {}
         for task in self.tasks:
             for model in self._models(task.entry):
                 found.setdefault(model, []).append(task)
         return found
 
-    def _models(self, entry: Entry) -> Sequence[str]:
-        if entry.name == "fig4b":
-            return checkpoints(self.run)
-        if entry.name == "fig8":
-            return variants_of(self.run)
-        chosen = self.options.models or entry.models
-        if not chosen:
+    def _models(self, entry: Entry) -> Sequence[tuple[str, str]]:
+        if entry.name in ("fig4b", "fig8"):
+            return [(name, "hub") for name in (checkpoints if entry.name == "fig4b" else variants_of)(self.run)]
+        if self.options.models:
+            weights = parse.one_each(self.options.weights, self.options.models)
+            return list(zip(self.options.models, weights, strict=True))
+        if not entry.models:
             self._leave_out(entry.name, f"needs {NO_MODEL[entry.name]}")
-        return chosen
+        return [(name, "hub") for name in entry.models]
 
     def _leave_out(self, item: str, reason: str) -> None:
         known = self.left_out.setdefault(item, [])
@@ -129,9 +129,7 @@ class Work:
 
     def _load(self, model: str, keywords: Mapping[str, Any]) -> Backbone:
         options = self.options
-        weights = dict(zip(options.models, parse.one_each(options.weights, options.models), strict=True))
-        size = parse.image_size(options.image_size)
-        given = {"weights": weights.get(model, "hub"), "image_size": size, "pos_embed": options.pos_embed}
+        given = {"image_size": parse.image_size(options.image_size), "pos_embed": options.pos_embed}
         return backbones.load(model, seed=options.seed, **given | dict(keywords))
 
     def _measure_items(
@@ -146,7 +144,8 @@ class Work:
     ) -> None:
         options = self.options
         device = parse.device(options.device)
-        name = "-".join(map(slug, (_short(model), *keywords.values(), *([data] if len(options.data) > 1 else []))))
+        ways = _ways(keywords)
+        name = "-".join(map(slug, (_short(model), *ways, *([data] if len(options.data) > 1 else []))))
         setting = Setting(
             model=model,
             backbone=backbone,
@@ -224,7 +223,7 @@ class Work:
             dtype=options.dtype,
         )
         title = backbone.spec.title if backbone is not None else setting.model
-        title = _short(title) + "".join(f", {value}" for value in keywords.values())
+        title = _short(title) + "".join(f", {way}" for way in _ways(keywords) if way not in title)
         title += f", {setting.test.name}" if len(options.data) > 1 and setting.test is not None else ""
         settings = {"item": task.entry.name, "options": {} if task.options is None else asdict(task.options)}
         settings |= {"rule": options.rule, "block": setting.block, "limit": options.limit}
@@ -237,6 +236,11 @@ class Work:
         if self.run is None or self.options.run is not None:
             return dict(said)
         return {k: v.replace(str(self.run), self.run.name) if isinstance(v, str) else v for k, v in said.items()}
+
+
+def _ways(keywords: Mapping[str, Any]) -> list[str]:
+    """Name what sets a model apart from the same one loaded otherwise: a file of weights, a way of resizing."""
+    return [Path(value).name for value in keywords.values() if value not in ("hub", "random")]
 
 
 def _short(name: str) -> str:

@@ -99,8 +99,9 @@ def draw_maps(results: Shown) -> Figure:
         top = summary["shares"]["top"]["value"]
         style.note_above(axes[0], f"{title}: top patch in a box in {style.percent(top)} of images")
     bar = figure.colorbar(shown[0].image_, cax=figure.add_subplot(grid[1:, num]), extend="both")
-    reference = "CLS" if results[0][1]["reference"] == "cls" else "the mean patch"
-    bar.set_label(f"cosine with {reference}")
+    words = {"cls": "CLS"}
+    references = dict.fromkeys(words.get(one["reference"], "the mean patch") for _, one, _ in results)
+    bar.set_label(f"cosine with {' or '.join(references)}")
     figure.legend(handles=_handles(results), loc="outside lower center", ncols=3)
     return figure
 

@@ -29,7 +29,8 @@ NUM_RANDOM = 4096
 AFFINE = 1e-3
 """Largest relative error of the matrix on random inputs: float32 leaves about 1e-6."""
 CLAIMS = {
-    "in_null_space": "more than half of an outlier's squared norm lies in the null space of the value projection",
+    "in_null_space": "more than half of an outlier's squared norm lies in the null space of the value projection, and "
+    "more than of the other patches of its image",
     "weaker": "the value projection passes outliers on more weakly than the other patches of their image",
 }
 MEASURED = ("null_share", "gain", "value_norm")
@@ -178,7 +179,9 @@ class NullSpaceAccumulator:
             raise InputError("no image was measured; nothing can be said of its patches")
         found = {name: self.means.estimate(name) for name in self.means.names}
         answers = {
-            "in_null_space": found["null_share.outliers"].exceeds(MOST),
+            "in_null_space": _both(
+                found["null_share.outliers"].exceeds(MOST), found["null_share.difference"].exceeds(0)
+            ),
             "weaker": _opposite(found["gain.difference"].exceeds(0)),
         }
         if not self.counts[0]:
@@ -194,6 +197,11 @@ class NullSpaceAccumulator:
         counts = dict(zip(("num_outliers", "num_others"), self.counts.tolist(), strict=True))
         said = {"claims": CLAIMS, "answers": answers, **measured, "random": control, "eps": self.eps}
         return {**said, "num_null": null, "width": width, "num_images": self.num_images, **counts, "interval": METHOD}
+
+
+def _both(one: str, other: str) -> str:
+    """Answer whether two things hold: no where either does not, yes where both do."""
+    return "no" if "no" in (one, other) else one if one == other else "not clear"
 
 
 def _opposite(answer: str) -> str:

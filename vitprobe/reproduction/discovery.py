@@ -19,7 +19,8 @@ from vitprobe.probes.passes import Reader
 from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
 from vitprobe.reproduction.token_draws import numbers
 
-KEYS = ("voc2007", "voc2012", "coco20k")
+KEYS = {"voc2007": "voc2007, trainval", "voc2012": "voc2012, trainval", "coco20k": "coco20k"}
+"""Names of the sets that the published numbers are of, by key; other splits have none beside them."""
 OTHERWISE = ("keys", "values")
 """Features of a model of a family that the table has not."""
 INTERVAL = "Wilson's 95 %, over images"
@@ -97,9 +98,10 @@ class ObjectDiscovery(Measurement):
             s for s, one in enumerate(result.settings) if one.normalise and one.centring == "none" and one.block == last
         ]
         told = {"LOST as published": _best(result, plain), "best bias, not centred, last block": _best(result, biased)}
-        key = next((key for key in KEYS if setting.test.name.startswith(key)), "")
+        key = next((key for key, name in KEYS.items() if setting.test.name == name), "")
         told = {name: s for name, s in told.items() if s is not None} | {"best of all settings": best}
         rows = [_row(name, result, s, key if "bias" in name else "") for name, s in told.items()]
+        number = result.summary["num_without_truth"]
         other = chosen_on_halves(result, seed=setting.seed)
         rows += [_share("best of all settings, chosen on the other half", other, len(result.indices))]
         rows += self._controls(result, best, told.get("LOST as published"))
@@ -117,9 +119,8 @@ class ObjectDiscovery(Measurement):
             "notes": [
                 *(f"{setting.model}, {name}: {result.settings[s].label}" for name, s in told.items()),
                 f"{len(result.settings)} settings; {CHOSEN}",
-                f"{result.summary['num_without_truth']} images without a box are left out"
-                if result.summary["num_without_truth"]
-                else "LOST's own protocol runs each image at its native size; here it is the model's",
+                *[f"{number} images without a box inside the model's crop are left out"] * bool(number),
+                "LOST's own protocol runs each image whole, at its native size; here it is the model's size and crop",
             ],
         }
         return Found(tuple(rows), summary, self._examples(result, best))

@@ -45,7 +45,7 @@ def outlier_row(stats: NormStats, what: str = "patches over the cutoff", key: st
     """Return the share of outliers at the summary's point."""
     summary = stats.summary
     low, high = summary["outlier_fraction_ci"]
-    interval = None if low is None else (low, high)
+    interval = None if low == high else (low, high)  # of none found, resampling says nothing
     return Row(what, summary["outlier_fraction"], "share", summary["num_images"], interval, key=key)
 
 
@@ -64,7 +64,7 @@ def _histogram_rows(stats: NormStats) -> list[Row]:
 def _block_rows(stats: NormStats) -> list[Row]:
     onset = stats.summary["onset_block"]
     number = stats.summary["num_images"]
-    first = Row("first block with two modes", onset, "from 0", number)
+    first = Row("block from which on outliers stay", onset, "from 0", number)
     return [first, Row("number of blocks", len(stats.summary["blocks"]), "", number), outlier_row(stats)]
 
 

@@ -49,10 +49,10 @@ class Values(Measurement):
                 rows.append(Row(f"{what}, {label}", one["value"], unit, one["num_images"], one["interval"]))
             if (value := summary["random"].get(name)) is not None:
                 rows.append(Row(f"{what}, random directions", value, unit, summary["num_images"]))
-        one = summary["gain"]["difference"]
-        rows.append(
-            Row("gain, difference within an image", one["value"], LINES["gain"][1], one["num_images"], one["interval"])
-        )
+        for name, what in (("null_share", "squared norm in the null space"), ("gain", "gain")):
+            one, unit = summary[name]["difference"], LINES[name][1]
+            said = f"{what}, difference within an image"
+            rows.append(Row(said, one["value"], unit, one["num_images"], one["interval"]))
         return Found(tuple(rows), summary, result.arrays())
 
 

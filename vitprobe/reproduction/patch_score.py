@@ -74,7 +74,7 @@ class PointInBox(Measurement):
             "centre": result.share("centre"),
         }
         rows = [
-            _row("top patch in a box", shares["top"], key="point_in_box"),
+            _row("top patch in a box", shares["top"]),
             _row("top patch in a box, outliers left out", shares["top of others"]),
             _row("top patch is an outlier", result.share("is_outlier") if has_outliers else None),
             _row("control: random patch in a box", shares["random patch"]),
@@ -83,7 +83,9 @@ class PointInBox(Measurement):
             _row("score in boxes less outside, within images", result.mean("difference"), unit="cosine"),
         ]
         none = [] if has_outliers else [f"{setting.model}: rule {setting.rule} finds no outliers to leave out"]
-        lost = [f"{result.num_without_truth} images without a box are left out"] * bool(result.num_without_truth)
+        lost = [f"{result.num_without_truth} images without a box inside the model's crop are left out"] * bool(
+            result.num_without_truth
+        )
         where = f"{setting.model}: cosine with {WORDS[result.reference]} at {result.point} of block {setting.block}"
         summary = {
             "block": setting.block,

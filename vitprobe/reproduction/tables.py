@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from vitprobe.backbones.zoo import ALIASES
 from vitprobe.published import beside
 from vitprobe.reproduction.base import Found
 from vitprobe.reproduction.table import Entry
@@ -26,7 +27,7 @@ def table(entry: Entry, parts: Sequence[tuple[str, str, Found]]) -> dict[str, An
         order |= dict.fromkeys(own)
     rows = []
     for what, unit, key in order:
-        stated = [one for _, model, _ in parts for one in beside(entry.name, key, model)]
+        stated = [one for _, model, _ in parts for one in beside(entry.name, key, _whole_name(model))]
         kept = ("value", "interval", "spread", "number")
         row_cells = [own.get((what, unit, key)) for own in cells]
         rows.append(
@@ -45,6 +46,11 @@ def table(entry: Entry, parts: Sequence[tuple[str, str, Found]]) -> dict[str, An
         "rows": rows,
         "notes": list(dict.fromkeys(note for title, _, found in parts for note in _notes(title, found))),
     }
+
+
+def _whole_name(model: str) -> str:
+    """Return a model's name with its size: ``dinov2-l14`` of ``dinov2``."""
+    return ALIASES[model].alias if model in ALIASES else model
 
 
 def _notes(title: str, found: Found) -> list[str]:
