@@ -18,9 +18,12 @@ from torch import Tensor, nn
 from vitprobe.backbones import load
 from vitprobe.backbones.base import Backbone, ModelSpec, Transform, digest_module
 from vitprobe.backbones.open_clip_vit import OpenClipViT
+from vitprobe.backbones.reference import ReferenceViT
+from vitprobe.backbones.reference_vit import VisionTransformer as WrittenToBeRead
+from vitprobe.backbones.reference_vit import ViTConfig
 from vitprobe.backbones.timm_tower import num_registers
 from vitprobe.backbones.timm_vit import TimmViT, adapter_for, timm_transform
-from vitprobe.backbones.zoo import ALIASES
+from vitprobe.backbones.zoo import ALIASES, REFERENCES
 
 PATCH, WIDTH, HEADS, SIZE = 8, 48, 4, (48, 64)
 
@@ -37,6 +40,8 @@ TRUE_SIZES = {
     "timm:vit_medium_patch16_rope_reg1_gap_256": 256,
     "timm:vit_small_patch8_224.dino": 64,
     "open_clip:ViT-B-32/openai": 96,
+    "reference-vit-ti": 224,
+    "reference-vit-s": 96,
 }
 """True architectures with random weights, and the side of their images."""
 SLOW_SIZES = {
@@ -58,6 +63,7 @@ SLOW_SIZES = {
     "timm:vit_small_patch16_rope_mixed_ape_224": 224,
     "timm:vit_pe_core_tiny_patch16_384": 384,
     "timm:vit_pe_spatial_tiny_patch16_512": 256,
+    "reference-vit-b": 224,
 }
 
 TIMM = {
@@ -102,12 +108,20 @@ EVA = {
 }
 
 
+REFERENCE = {
+    "reference": {},
+    "reference-no-cls": {"has_cls": False, "pooling": "mean", "layer_scale": 0.1},
+    "reference-reg4": {"num_registers": 4, "cls_has_position": False},
+    "reference-cls-position": {"num_registers": 2, "pooling": "mean", "has_qk_norm": True, "depth": 3},
+}
+
+
 def stir_module(module: nn.Module, seed: int = 0) -> None:
     """Redraw all parameters so that attention is peaked and every branch, bias and token matters."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if "token" in name or "pos" in name or "class_embedding" in name:
+        if "token" in name or "pos" in name or name in ("class_embedding", "cls", "registers"):
             value = 0.5 * noise
         elif parameter.ndim >= 2:
             value = 1.5 * noise / parameter[0].numel() ** 0.5
@@ -130,7 +144,11 @@ def tiny_backbone(name: str = "timm-cls", *, size: tuple[int, int] = SIZE, seed:
     """Build a tiny random backbone of 2 or 3 blocks; the name's first part is its library."""
     spec = ModelSpec(name, "timm", "tiny", f"random (seed {seed})", "", size, 0)
     with torch.random.fork_rng(devices=[]):
-        if name in EVA:
+        if name in REFERENCE:
+            kwargs = {"depth": 2, "num_classes": 5} | REFERENCE[name]
+            config = ViTConfig(width=WIDTH, num_heads=HEADS, image_size=size, patch_size=(PATCH, PATCH), **kwargs)
+            module = WrittenToBeRead(config)
+        elif name in EVA:
             kwargs = {"depth": 2, "num_classes": 5, "use_rot_pos_emb": True} | EVA[name]
             module = Eva(size, PATCH, embed_dim=WIDTH, num_heads=HEADS, **kwargs)
         elif name in TIMM:
@@ -145,6 +163,10 @@ def tiny_backbone(name: str = "timm-cls", *, size: tuple[int, int] = SIZE, seed:
             for block in module.blocks:
                 block.attn = type(block.attn)(WIDTH, HEADS, qkv_bias=True, gated=True)
     stir_module(module, seed)
+    if name in REFERENCE:
+        registers = module.config.num_registers
+        spec = replace(spec, library="vitprobe", digest=digest_module(module), num_registers=registers)
+        return ReferenceViT(module.eval(), spec, _transform(size))
     library = "timm" if name.startswith("timm") else "open_clip"
     spec = replace(spec, library=library, digest=digest_module(module), num_registers=num_registers(module))
     adapter = adapter_for(module, name) if library == "timm" else OpenClipViT
@@ -174,13 +196,13 @@ def giant_of_two_blocks() -> Backbone:
 SLOW_PARAMS = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_SIZES]
 
 
-@pytest.fixture(scope="module", params=[*TIMM, *EVA, *OPEN_CLIP, *TRUE_SIZES, *SLOW_PARAMS])
+@pytest.fixture(scope="module", params=[*TIMM, *EVA, *OPEN_CLIP, *REFERENCE, *TRUE_SIZES, *SLOW_PARAMS])
 def any_backbone(request: pytest.FixtureRequest) -> Backbone:
     """Every tiny backbone and every true architecture in turn, all of them random."""
     name = request.param
-    if name in TIMM or name in EVA or name in OPEN_CLIP:
+    if name in {**TIMM, **EVA, **OPEN_CLIP, **REFERENCE}:
         return tiny_backbone(name)
-    if name in ALIASES or ":" in name:
+    if name in ALIASES or name in REFERENCES or ":" in name:
         side = (TRUE_SIZES | SLOW_SIZES)[name]
         backbone = load(name, weights="random", image_size=(side, side))
     else:

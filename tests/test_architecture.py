@@ -63,6 +63,9 @@ SHARED = {
         "open_clip_files",
         "open_clip_registers",
         "open_clip_vit",
+        "reference_vit",
+        "reference_names",
+        "reference",
     },
     "probes": {
         "attention",

@@ -13,7 +13,7 @@ from vitprobe.errors import RecordingError, VitprobeError
 from vitprobe.recorder import Recorder, Site, token_norms
 
 
-@pytest.fixture(params=["timm-reg4", "clip"])
+@pytest.fixture(params=["timm-reg4", "clip", "reference-reg4"])
 def backbone(request: pytest.FixtureRequest, make_tiny: Callable) -> Backbone:
     return make_tiny(request.param)
 
@@ -238,7 +238,7 @@ def test_attention_reads_the_edited_input_in_all_three_roles(backbone: Backbone,
     (got,) = record(backbone, images, edit, Site("resid_post", 0))
     with torch.no_grad():
         middle = plain + backbone.run_attention(0, other)
-        norm = block.norm2 if hasattr(block, "norm2") else block.ln_2
+        norm = next(getattr(block, name) for name in ("norm2", "ln_2", "mlp_norm") if hasattr(block, name))
         expected = middle + mlp(norm(middle))
     assert torch.allclose(got, expected, atol=1e-4)
 

@@ -23,6 +23,7 @@ def shapes(module):
         ("timm:eva02_tiny_patch14_224", (56, 56)),
         ("open_clip:ViT-B-32", (64, 64)),
         ("scenes-content", None),
+        ("reference-vit-ti", (64, 96)),
     ],
 )
 @pytest.mark.parametrize("number", [0, 4])

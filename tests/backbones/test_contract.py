@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from timm.layers import apply_rot_embed_cat
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitprobe import recorder as recorder_module
 from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.reference_names import timm_args, timm_state
 from vitprobe.errors import RecordingError
 from vitprobe.recorder import BLOCK_KINDS, EDITABLE, MODEL_KINDS, Recorder, Site, token_norms
 
@@ -20,6 +22,11 @@ def blocks_of(backbone: Backbone) -> nn.ModuleList:
     """The blocks, found without the adapter."""
     module = backbone.module
     return module.blocks if hasattr(module, "blocks") else module.transformer.resblocks
+
+
+def attention_of(block: nn.Module) -> nn.Module:
+    """The attention of a block, found without the adapter."""
+    return block.attn if hasattr(block, "attn") else block.attention
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ def run(any_backbone: Backbone) -> Run:
     images = torch.randn(2 if max(size) < 100 else 1, 3, *size, generator=torch.Generator().manual_seed(1))
     with ExitStack() as stack, torch.no_grad():
         for block in blocks_of(backbone):
-            for module, seen in ((block.attn, attention_outputs), (block.mlp, mlp_outputs)):
+            for module, seen in ((attention_of(block), attention_outputs), (block.mlp, mlp_outputs)):
                 hook = lambda _, __, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out)  # noqa: E731
                 stack.callback(module.register_forward_hook(hook).remove)
         with Recorder(backbone, all_sites(backbone)) as recorder:
@@ -92,10 +99,11 @@ def own_rope(backbone: Backbone, index: int) -> Tensor | None:
 
 def own_heads(run: Run, index: int) -> tuple[Tensor, ...]:
     """Attention's pattern, queries, keys and values in float64, from the raw weights and what the module read."""
-    attn = blocks_of(run.backbone)[index].attn
+    attn = attention_of(blocks_of(run.backbone)[index])
+    norms = ("query_norm", "key_norm", "") if hasattr(attn, "query_norm") else ("q_norm", "k_norm", "")
     x = run.at("attention_input", index).double()
     heads = []
-    for weight, bias, norm in zip(*own_projection(attn), ("q_norm", "k_norm", ""), strict=True):
+    for weight, bias, norm in zip(*own_projection(attn), norms, strict=True):
         y = x @ weight.T + (0 if bias is None else bias)
         num_heads = attn.num_heads if norm == "q_norm" else getattr(attn, "num_kv_heads", attn.num_heads)
         y = torch.stack(y.split(y.shape[-1] // num_heads, dim=-1), dim=1)  # (B, H, T, d)
@@ -116,12 +124,22 @@ def own_heads(run: Run, index: int) -> tuple[Tensor, ...]:
     return scores / scores.sum(dim=-1, keepdim=True), q, k, v
 
 
+def in_timm(module: nn.Module) -> nn.Module:
+    """timm's ViT with the weights of the reference ViT."""
+    config = module.config
+    with torch.random.fork_rng(devices=[]):
+        theirs = VisionTransformer(config.image_size, config.patch_size, **timm_args(config)).eval()
+    theirs.load_state_dict(timm_state(module))
+    return theirs
+
+
 def library_stream(run: Run) -> list[Tensor]:
     """resid_post of every block as the library itself returns it, prefix tokens put back in front."""
     with torch.no_grad():
-        if run.backbone.spec.library == "timm":
-            prefix = run.backbone.module.num_prefix_tokens > 0  # without any, Eva trips over its own empty hands
-            pairs = run.backbone.module.forward_intermediates(
+        if run.backbone.spec.library != "open_clip":
+            module = run.backbone.module if run.backbone.spec.library == "timm" else in_timm(run.backbone.module)
+            prefix = module.num_prefix_tokens > 0  # without any, Eva trips over its own empty hands
+            pairs = module.forward_intermediates(
                 run.images, norm=False, return_prefix_tokens=prefix, output_fmt="NLC", intermediates_only=True
             )
             return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in pairs]
@@ -170,7 +188,10 @@ def test_positions_are_where_the_layout_says(run: Run) -> None:
         images = run.images.clone()
         images[:, :, row * height, col * width : (col + 1) * width] += 1
         assert moved(images) == [layout.patch_position(row, col)]
-    for kind, names in {"cls": ("cls_token", "class_embedding"), "registers": ("reg_token",)}.items():
+    for kind, names in {
+        "cls": ("cls_token", "class_embedding", "cls"),
+        "registers": ("reg_token", "registers"),
+    }.items():
         tokens = [getattr(backbone.module, name, None) for name in names]
         for token in (t for t in tokens if t is not None):
             kept = token.data.clone()
@@ -183,7 +204,7 @@ def test_positions_are_where_the_layout_says(run: Run) -> None:
 def test_patch_embedding_is_a_matrix_product(run: Run) -> None:
     """Patches cut out by hand, row by row, times the convolution's weights."""
     module, (rows, cols) = run.backbone.module, run.backbone.layout().grid
-    conv = module.conv1 if hasattr(module, "conv1") else module.patch_embed.proj
+    conv = next(part for part in module.modules() if isinstance(part, nn.Conv2d))
     height, width = conv.kernel_size
     cut = [
         run.images[:, :, r * height : (r + 1) * height, c * width : (c + 1) * width].flatten(1)
@@ -243,7 +264,7 @@ def test_neurons_through_the_second_layer_are_the_mlps_output(run: Run) -> None:
 def test_final_norm_is_what_all_tokens_pass(run: Run) -> None:
     module, backbone = run.backbone.module, run.backbone
     last = run.at("resid_post", backbone.num_blocks - 1)
-    norm = module.norm if hasattr(module, "norm") else module.ln_post
+    norm = next(getattr(module, name) for name in ("norm", "ln_post", "final_norm") if hasattr(module, name))
     if norm is backbone.final_norm:
         expected = nn.functional.layer_norm(last, (backbone.width,), norm.weight, norm.bias, norm.eps)
         assert error(run.at("final_norm"), expected) < 1e-5

@@ -5,7 +5,7 @@ import torch
 
 from vitprobe.backbones import load
 from vitprobe.backbones.base import digest_module
-from vitprobe.backbones.zoo import ALIASES, EMBEDDED, SHORT_NAMES, ZOO, ZooEntry
+from vitprobe.backbones.zoo import ALIASES, EMBEDDED, REFERENCES, SHORT_NAMES, ZOO, ZooEntry
 from vitprobe.errors import ArgumentError
 
 SIZES = {
@@ -30,7 +30,8 @@ def test_every_promised_alias_exists() -> None:
     assert {entry.alias for entry in ZOO} == promised
     assert len(ZOO) == len(promised)
     assert set(ALIASES) == promised | set(SHORT_NAMES)
-    assert not set(ALIASES) & set(EMBEDDED)
+    assert set(REFERENCES) == {"reference-vit-ti", "reference-vit-s", "reference-vit-b"}
+    assert not set(ALIASES) & set(EMBEDDED) and not set(REFERENCES) & {*ALIASES, *EMBEDDED}
 
 
 def test_short_names() -> None:
@@ -125,6 +126,7 @@ def test_models_that_are_no_plain_vit_are_refused_by_name(name: str, reason: str
     [
         ("dinov2-x14", "did you mean dinov2-s14 or"),
         ("dino", "did you mean dinov2"),
+        ("reference-vit-t", "did you mean reference-vit-ti or reference-vit-"),
         ("openclip-b23", "did you mean openclip-b32 or"),
         ("no such model at all", "allowed is an alias (organism, "),
         ("timm:vit_medium_patch16_gap_241", "near it: vit_medium_patch16_gap_240"),

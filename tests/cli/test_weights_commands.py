@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from vitprobe.backbones import load
 from vitprobe.backbones.hub import hub_location
-from vitprobe.backbones.zoo import ALIASES, EMBEDDED, ZOO
+from vitprobe.backbones.zoo import ALIASES, EMBEDDED, REFERENCES, ZOO
 from vitprobe.cli import main
 
 sys.path.append(str(Path(__file__).parents[1] / "backbones"))  # tests are no package
@@ -70,7 +70,7 @@ def test_models_lists_the_zoo_and_what_is_cached(run: Run, hub: FakeHub) -> None
     code, out, err = run("models", "--json")
     rows = json.loads(out)
     assert (code, err, hub.asked) == (0, "", [])
-    assert [row["alias"] for row in rows] == [*(entry.alias for entry in ZOO), *EMBEDDED]
+    assert [row["alias"] for row in rows] == [*(entry.alias for entry in ZOO), *EMBEDDED, *REFERENCES]
     assert {row["alias"] for row in rows if row["cached"]} == {"deit3-s16", *EMBEDDED}
     by_alias = {row["alias"]: row for row in rows}
     assert by_alias["deit3-s16"]["file"] == f"{DEIT}/{FILE}"
@@ -78,7 +78,14 @@ def test_models_lists_the_zoo_and_what_is_cached(run: Run, hub: FakeHub) -> None
     assert all(row.keys() == rows[0].keys() for row in rows)
     code, out, err = run("models")
     assert (code, err) == (0, "")
-    for part in (*(entry.alias for entry in ZOO), *EMBEDDED, "fb_in22k_ft_in1k", "embedded", "arXiv 2309.16588"):
+    for part in (
+        *(entry.alias for entry in ZOO),
+        *EMBEDDED,
+        *REFERENCES,
+        "fb_in22k_ft_in1k",
+        "embedded",
+        "arXiv 2309.16588",
+    ):
         assert part in out
 
 

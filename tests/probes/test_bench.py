@@ -9,7 +9,7 @@ from vitprobe import backbones
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.samples import sample_items
 from vitprobe.probes import bench as bench_module
-from vitprobe.probes.bench import attention_kept, bench, end_to_end, peak_memory
+from vitprobe.probes.bench import attention_kept, bare, bench, end_to_end, peak_memory, ways_of
 
 
 @pytest.fixture(scope="module", params=["timm:vit_tiny_patch16_224", "open_clip:ViT-B-32"])
@@ -29,6 +29,17 @@ def test_every_way_is_measured_and_recording_changes_no_bit(subject):
     for way in ("norms of all blocks", "norms + CLS and register rows", "full patterns of all blocks"):
         assert by_way[way].equal_bits is True
     assert all(row.ratio > 0 and row.images_per_s > 0 and row.peak_mb > 0 for row in rows)
+
+
+def test_another_model_stands_beside_and_the_reference_has_the_ways_that_it_can(subject):
+    backbone, images = subject
+    other = backbones.load("reference-vit-ti", weights="random", image_size=(64, 64))
+    rows = bench(backbone, images, rounds=2, ways={"other": bare(other)})
+    assert [(row.way, row.equal_bits) for row in rows] == [
+        ("bare forward", True), ("bare forward again", True), ("other", None),
+    ]  # fmt: skip
+    assert set(ways_of(backbone)) - set(ways_of(other)) == {"forward_intermediates", "fused attention off, all kept"}
+    assert all(row.equal_bits for row in bench(other, images, rounds=1))
 
 
 def test_ratios_are_those_of_known_times(subject):

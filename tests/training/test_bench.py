@@ -33,6 +33,15 @@ def test_every_way_is_timed_against_the_loop_by_hand() -> None:
     assert 1 < rows[3].gflops / rows[2].gflops < (65 + 3) ** 2 / 65**2  # tokens: between linear and square
 
 
+def test_another_model_is_timed_beside_with_operations_of_its_own() -> None:
+    wide = {"depth": 2, "width": 64, "num_heads": 2, "patch_size": 4}
+    against = ("wide", lambda: create("reference-vit-ti", image_size=(32, 32), overrides=wide))
+    rows = bench.bench_training(make, CONFIG, num_registers=1, rounds=2, against=against)
+    by_way = {row.way: row for row in rows}
+    assert list(by_way) == ["by hand", "by hand, again", "vitprobe, R = 0", "vitprobe, R = 1", "by hand, wide"]
+    assert 2 < by_way["by hand, wide"].gflops / by_way["by hand"].gflops < 4  # width: between linear and square
+
+
 def test_a_step_by_hand_and_ours_end_at_the_same_weights() -> None:
     engine, theirs = Engine.open(CONFIG), make()
     ours = bench._own(make(), CONFIG, engine, 0)

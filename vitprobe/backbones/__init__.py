@@ -1,4 +1,4 @@
-"""Load backbones by name: DeiT-III and DINOv2 through timm, OpenCLIP through open_clip, organisms from a seed.
+"""Load backbones by name: DeiT-III and DINOv2 through timm, OpenCLIP, the reference ViT, organisms from a seed.
 
 Nothing heavy is imported until a backbone is loaded.
 """
@@ -8,7 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitprobe.backbones.zoo import ALIASES, EMBEDDED, HUB, LOCAL, NAMES_HELP, ORGANISMS, SHIPPED, read_config
+from vitprobe.backbones.zoo import (
+    ALIASES,
+    EMBEDDED,
+    HUB,
+    LOCAL,
+    NAMES_HELP,
+    ORGANISMS,
+    REFERENCES,
+    SHIPPED,
+    read_config,
+)
 from vitprobe.errors import ArgumentError, WeightsError
 
 if TYPE_CHECKING:
@@ -28,11 +38,11 @@ def load(
 
     ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, a repository of the hub or a folder as the
     libraries take them (``[timm:]hf-hub:ORG/NAME``, ``open_clip:hf-hub:ORG/NAME``, ``local-dir:PATH``), an organism,
-    a small model that is shipped, or a checkpoint's folder. ``weights``: ``hub`` (the libraries' cache and client), a
-    file, or ``random`` with ``seed``. ``image_size``: (height, width) in pixels, multiples of the patch; by default the
-    size the weights were made for. ``pos_embed``: how positions come to another size, ``timm`` or, for DINOv2 without
-    registers, ``official``. Raises `ArgumentError` for a name, size or way that is not allowed, `WeightsError` where
-    weights cannot be had.
+    a small model that is shipped, a reference ViT (random, or of a file), or a checkpoint's folder. ``weights``:
+    ``hub`` (the libraries' cache and client), a file, or ``random`` with ``seed``. ``image_size``: (height, width) in
+    pixels, multiples of the patch; by default the size the weights were made for. ``pos_embed``: how positions
+    come to another size, ``timm`` or, for DINOv2 without registers, ``official``. Raises `ArgumentError` for a name,
+    size or way that is not allowed, `WeightsError` where weights cannot be had.
     """
     if weights not in ("hub", "random") and not Path(weights).is_file():
         raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
@@ -48,7 +58,7 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
     from vitprobe.backbones.positions import check_official
 
     entry = ALIASES.get(name)
-    library, architecture = ("", "") if entry or name in EMBEDDED else _read_name(name)
+    library, architecture = ("", "") if entry or name in (*EMBEDDED, *REFERENCES) else _read_name(name)
     library = entry.library if entry else library
     if pos_embed == "official" and library != "timm":
         check_official(name, "", num_registers=0)
@@ -60,6 +70,10 @@ def _load(name: str, *, weights: str, image_size: tuple[int, int] | None, seed: 
         return load_organism(name, image_size=image_size, seed=seed)
     if name in SHIPPED:
         return _load_shipped(name, weights, image_size)
+    if name in REFERENCES:
+        from vitprobe.backbones.reference import load_reference
+
+        return load_reference(name, weights=weights, image_size=image_size, seed=seed)
     blank = {"weights": "", "digest": "", "image_size": (0, 0), "num_registers": 0, "pos_embed": pos_embed}
     if library == "timm":
         from vitprobe.backbones.timm_vit import load_timm
@@ -124,5 +138,5 @@ def _is_open_clip_folder(folder: Path) -> bool:
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, (*EMBEDDED, *ALIASES), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, (*EMBEDDED, *REFERENCES, *ALIASES), n=3, cutoff=0.5)
     return f"got model {name!r}; allowed is {NAMES_HELP}" + (f"; did you mean {' or '.join(near)}?" if near else "")

@@ -27,7 +27,7 @@ class ModelSpec:
     name: str
     """What the user asked for, e.g. ``dinov2-l14``."""
     library: str
-    """``timm``, ``open_clip`` or ``vitprobe`` (organisms)."""
+    """``timm``, ``open_clip`` or ``vitprobe`` (organisms, what is shipped, the reference ViT)."""
     architecture: str
     """The library's name of the architecture."""
     weights: str

@@ -1,5 +1,6 @@
 """Build towers without weights, and without memory for them: what can be counted of an architecture alone."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ from vitprobe.backbones.base import ModelSpec, check_image_size
 from vitprobe.backbones.open_clip_files import CONFIG, find_model
 from vitprobe.backbones.open_clip_registers import put_registers
 from vitprobe.backbones.open_clip_vit import refuse_if_not_plain
+from vitprobe.backbones.reference import config_of
+from vitprobe.backbones.reference_vit import VisionTransformer
 from vitprobe.backbones.timm_tower import num_registers
 from vitprobe.backbones.timm_vit import look
-from vitprobe.backbones.zoo import ALIASES, HUB, LOCAL, SHIPPED, SHORT_NAMES
+from vitprobe.backbones.zoo import ALIASES, HUB, LOCAL, REFERENCES, SHIPPED, SHORT_NAMES
 from vitprobe.errors import ArgumentError
 
 
 def blank(name: str, *, num_registers: int | None = None, image_size: tuple[int, int] | None = None) -> nn.Module:
     """Build the tower behind a name on torch's ``meta`` device, in evaluation mode: shapes without numbers.
 
-    ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, a small model that is shipped, or a folder.
+    ``name``: an alias of the zoo, ``timm:NAME``, ``open_clip:ARCH[/TAG]``, a reference ViT, a shipped one, or a folder.
     ``num_registers``: how many registers it is to have, None for its own. They are put in as `Backbone.add_registers`
     does: without a position, and where positions covered CLS, that one is folded into the CLS token. ``image_size``:
     (height, width) in pixels, None for the architecture's own.
@@ -27,6 +30,8 @@ def blank(name: str, *, num_registers: int | None = None, image_size: tuple[int,
     """
     if num_registers is not None and (type(num_registers) is not int or num_registers < 0):
         raise ArgumentError(f"got {num_registers!r} registers; give a whole number, 0 for none")
+    if name in REFERENCES:
+        return _reference(name, num_registers or 0, image_size).eval()
     library, architecture = _read(name)
     if library == "timm":
         return _timm(name, architecture, num_registers, image_size).eval()
@@ -35,6 +40,8 @@ def blank(name: str, *, num_registers: int | None = None, image_size: tuple[int,
 
 def native_size(module: nn.Module) -> tuple[int, int]:
     """Return the (height, width) in pixels that a tower was built for."""
+    if isinstance(module, VisionTransformer):
+        return module.config.image_size
     return tuple(module.patch_embed.img_size if hasattr(module, "patch_embed") else module.image_size)
 
 
@@ -51,7 +58,7 @@ def _read(name: str) -> tuple[str, str]:
         return library, rest
     folder = Path(__file__).parent / "shipped" / name if name in SHIPPED else Path(name.removeprefix(LOCAL))
     if not folder.is_dir():
-        known = ", ".join((*SHORT_NAMES, *SHIPPED))
+        known = ", ".join((*SHORT_NAMES, *REFERENCES, *SHIPPED))
         raise ArgumentError(f"got model {name!r}; of architectures alone: {known}, timm:NAME, open_clip:ARCH, a folder")
     is_clip = (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
     return "open_clip" if is_clip else "timm", f"{LOCAL}{folder}"
@@ -74,6 +81,13 @@ def _timm(name: str, source: str, asked: int | None, image_size: tuple[int, int]
         args |= {keyword: asked, "no_embed_class": True} if asked else {keyword: 0}
     with torch.device("meta"):
         return timm.create_model(source, pretrained=False, **args)
+
+
+def _reference(name: str, asked: int, image_size: tuple[int, int] | None) -> nn.Module:
+    config = config_of(name)
+    size = check_image_size(image_size or config.image_size, config.patch_size)
+    with torch.device("meta"):
+        return VisionTransformer(replace(config, image_size=size, num_registers=asked, cls_has_position=not asked))
 
 
 def _open_clip(name: str, architecture: str, asked: int, image_size: tuple[int, int] | None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Build a ViT from scratch: any plain ViT of timm, with timm's own keywords, or a small one for generated scenes."""
+"""Build a ViT from scratch: any plain ViT of timm, with timm's own keywords, a small one for scenes, the reference."""
 
 import difflib
 import inspect
@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, check_image_size, digest_module
+from vitprobe.backbones.reference import create_reference
 from vitprobe.backbones.timm_tower import num_registers
 from vitprobe.backbones.timm_vit import adapter_for, look, timm_transform
+from vitprobe.backbones.zoo import REFERENCES
 from vitprobe.errors import ArgumentError
 
 
@@ -52,13 +54,16 @@ def create(
 ) -> Backbone:
     """Build a ViT with random weights, in evaluation mode.
 
-    ``arch``: a row of `SMALL`, or timm's name of a plain ViT or ``Eva`` (``deit3_small_patch16_224``). ``overrides``:
-    timm's own keywords, e.g. ``patch_size``, ``depth``, ``init_values`` (LayerScale), ``class_token``,
-    ``global_pool``, ``drop_path_rate``. Weights are timm's initialisation from ``seed``; the global generator stays as
-    it was. ``image_size``: (height, width) in pixels, by default the architecture's. ``num_classes``: outputs of the
-    head, 0 for pooled features.
+    ``arch``: a row of `SMALL`, timm's name of a plain ViT or ``Eva`` (``deit3_small_patch16_224``), or a reference ViT
+    of the zoo. ``overrides``: timm's own keywords, e.g. ``patch_size``, ``depth``, ``init_values`` (LayerScale),
+    ``class_token``, ``global_pool``, ``drop_path_rate``; of the reference, fields of its `ViTConfig`. Weights are the
+    library's initialisation from ``seed``; the global generator stays as it was. ``image_size``: (height, width) in
+    pixels, by default the architecture's. ``num_classes``: outputs of the head, 0 for pooled features.
     Raises `ArgumentError`, in one line, for a name, a keyword, a size or a width that does not fit.
     """
+    if arch in REFERENCES:
+        own = overrides | ({"patch_size": _pair(overrides["patch_size"])} if "patch_size" in overrides else {})
+        return create_reference(arch, image_size=image_size, seed=seed, num_classes=num_classes, overrides=own)
     preset = SMALL.get(arch)
     architecture = preset.architecture if preset else arch
     seen = _look(arch, architecture)
@@ -87,8 +92,8 @@ def _look(arch: str, architecture: str) -> nn.Module:
     import timm
 
     if not timm.is_model(architecture):
-        known = [*SMALL, *timm.list_models(["vit_*", "deit3_*", "eva02_*"], exclude_filters=["vit_*relpos*"])]
-        near = difflib.get_close_matches(arch, known, n=3) or [*SMALL, "vit_small_patch16_224"]
+        theirs = timm.list_models(["vit_*", "deit3_*", "eva02_*"], exclude_filters=["vit_*relpos*"])
+        near = difflib.get_close_matches(arch, [*SMALL, *REFERENCES, *theirs], n=3) or [*SMALL, "vit_small_patch16_224"]
         raise ArgumentError(f"no architecture {arch} to train from scratch; near it: {', '.join(near)}")
     spec = ModelSpec(arch, "timm", architecture, "", "", (0, 0), 0)
     return look(spec, architecture)

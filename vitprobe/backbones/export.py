@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.open_clip_files import CONFIG, WEIGHTS
 from vitprobe.backbones.open_clip_vit import PREPROCESS, OpenClipViT
+from vitprobe.backbones.reference import ReferenceViT
+from vitprobe.backbones.reference_names import timm_args, timm_state
 from vitprobe.backbones.timm_eva import TimmEva
 from vitprobe.backbones.timm_tower import num_registers
 from vitprobe.errors import ArgumentError, OutputError
@@ -36,6 +38,8 @@ SWAPS = (
     (r"\.attn\.out_proj\.", ".attn.proj."), (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )  # fmt: skip
 """open_clip's names of weights and timm's."""
+REFERENCE = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}
+"""timm's names for two sizes of the reference ViT."""
 POOLS = {"tok": "token", "avg": "avg"}
 DATA = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 """timm's keywords of its evaluation transform, saying what open_clip's does, and the organisms'."""
@@ -59,11 +63,13 @@ def export(backbone: Backbone, folder: Path, *, classes: Sequence[str] = (), car
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then gives the same outputs, and so does
     `vitprobe.backbones.load`. Weights are saved as float32; the same backbone gives the same bytes. A tower of
-    open_clip is written as timm's equal, its projection as a head without bias. ``classes``: names of the outputs.
+    open_clip is written as timm's equal, its projection as a head without bias; the reference ViT in timm's names, and
+    what opens it is timm's ViT. ``classes``: names of the outputs.
     What timm would build is compared with the backbone before anything is written. Raises `ArgumentError` for a tower
     that timm cannot hold or names that are not as many as the outputs, `OutputError` where the disk refuses.
     """
-    tower = _open_clip_tower(backbone) if isinstance(backbone, OpenClipViT) else _timm_tower(backbone)
+    towers = {OpenClipViT: _open_clip_tower, ReferenceViT: _reference_tower}
+    tower = towers.get(type(backbone), _timm_tower)(backbone)
     number = tower.args["num_classes"]
     if classes and len(classes) != number:
         raise ArgumentError(f"got {len(classes)} names of classes for a head of {number} outputs; give one for each")
@@ -159,6 +165,15 @@ def _plain_args(module: nn.Module) -> dict[str, Any]:
         "final_norm": not (isinstance(module.norm, nn.Identity) and isinstance(module.fc_norm, nn.Identity)),
         **{name: True for name, norm in scales.items() if isinstance(norm, nn.LayerNorm)},
     }
+
+
+def _reference_tower(backbone: ReferenceViT) -> _Tower:
+    """Say the reference ViT in timm's names."""
+    config = backbone.module.config
+    size = {"img_size": list(config.image_size), "patch_size": _side(config.patch_size)}
+    data = {key: backbone.model_args["data"][key] for key in DATA}
+    architecture = REFERENCE.get(config.width, PLAIN)
+    return _Tower(architecture, size | timm_args(config), _plain(timm_state(backbone.module)), data, tolerance=1e-6)
 
 
 def _open_clip_tower(backbone: OpenClipViT) -> _Tower:

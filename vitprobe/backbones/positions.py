@@ -1,4 +1,4 @@
-"""The position table at another image size, as DINOv2's own hub makes it where timm makes another."""
+"""The position table at another image size: as timm makes it, and as DINOv2's own hub makes it."""
 
 import math
 
@@ -56,3 +56,18 @@ def set_official(module: nn.Module, state: dict[str, Tensor], *, file: str) -> N
     num_prefix = 0 if module.no_embed_class else module.num_prefix_tokens
     table = official_table(table, module.patch_embed.grid_size, num_prefix=num_prefix, file=file)
     module.pos_embed.data.copy_(table)
+
+
+def resize_table(table: Tensor, old: tuple[int, int], new: tuple[int, int], *, num_prefix: int) -> Tensor:
+    """Resize learned positions, (1, prefix + old rows * cols, D), to a new grid, (1, prefix + new rows * cols, D).
+
+    In 2-D, bicubic and antialiased, in float32, as timm does it to the bit; prefix tokens keep their positions, and the
+    table of the old grid is returned itself (Dosovitskiy et al., arXiv 2010.11929, section 3.2).
+    """
+    if tuple(old) == tuple(new):
+        return table
+    prefix, patches = table.split([num_prefix, old[0] * old[1]], dim=1)
+    grid = patches.float().unflatten(1, old).permute(0, 3, 1, 2)  # (1, D, rows, cols)
+    grid = nn.functional.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    patches = grid.permute(0, 2, 3, 1).flatten(1, 2).to(table.dtype)  # (1, rows * cols, D)
+    return torch.cat([prefix, patches], dim=1)

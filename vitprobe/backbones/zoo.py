@@ -90,12 +90,33 @@ SHIPPED = ("scenes-content", "scenes-content-reg4")
 EMBEDDED = (*ORGANISMS, *SHIPPED)
 """What needs no weights from anywhere."""
 
+
+@dataclass(frozen=True)
+class ReferenceSize:
+    """Hold one size of the reference ViT: 12 blocks, patches of 16 px, images of 224 px."""
+
+    width: int
+    num_heads: int
+    params: float
+    """Parameters without a head, in millions."""
+    source: str
+    depth: int = 12
+
+
+_VIT, _DEIT = "Dosovitskiy et al., arXiv 2010.11929, table 1", "Touvron et al., arXiv 2012.12877, table 1"
+REFERENCES: dict[str, ReferenceSize] = {
+    "reference-vit-ti": ReferenceSize(192, 3, 5.5, _DEIT),
+    "reference-vit-s": ReferenceSize(384, 6, 21.7, _DEIT),
+    "reference-vit-b": ReferenceSize(768, 12, 85.8, _VIT),
+}
+"""The ViT that is written to be read, ``reference_vit.py``; its weights are random, trained here, or from a file."""
+
 ALIASES: dict[str, ZooEntry] = {entry.alias: entry for entry in ZOO}
 ALIASES.update({short: ALIASES[alias] for short, alias in SHORT_NAMES.items()})
 
 NAMES_HELP = (
-    "an alias (" + ", ".join((*EMBEDDED, *SHORT_NAMES)) + ", dinov2-s14 ...), timm:NAME, open_clip:ARCH/TAG, "
-    "hf-hub:ORG/NAME or a checkpoint's folder"
+    "an alias (" + ", ".join((*EMBEDDED, *SHORT_NAMES)) + ", dinov2-s14 ...), reference-vit-ti, -s or -b, timm:NAME, "
+    "open_clip:ARCH/TAG, hf-hub:ORG/NAME or a checkpoint's folder"
 )
 
 HUB, LOCAL = "hf-hub:", "local-dir:"

@@ -33,12 +33,16 @@ def bench(
         typer.Option("--train", help="Time training steps instead, against a loop by hand.", rich_help_panel=opt.RUN),
     ] = False,
     num_reg: Annotated[int, typer.Option(help="Registers of the last row, with --train.", rich_help_panel=opt.RUN)] = 4,
+    against: Annotated[
+        str | None, typer.Option(help="Time this model beside each --model instead.", rich_help_panel=opt.RUN)
+    ] = None,
     json: opt.Json = False,
 ) -> None:
     """Time recording against the [bold]bare forward[/bold], interleaved in one process: ratios, memory, equal bits.
 
     Nothing is written; the first row after the bare forward is the bare forward again, the noise of this machine. With
-    [bold]--train[/bold], training steps are set against the shortest loop that one would write with timm.
+    [bold]--train[/bold], training steps are set against the shortest loop that one would write with timm. With
+    [bold]--against[/bold], the bare forward, or that loop, of another model stands beside: one ratio, two models.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, would write to stderr
     from vitprobe.cli.run_bench import BenchOptions, run
@@ -57,6 +61,7 @@ def bench(
         workers=workers,
         seed=seed,
         json=json,
+        against=against,
     )
     if train:
         from vitprobe.cli import run_bench_train

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitprobe.backbones.zoo import EMBEDDED, ORGANISMS, SHORT_NAMES, ZOO, ZooEntry
+from vitprobe.backbones.zoo import EMBEDDED, ORGANISMS, REFERENCES, SHORT_NAMES, ZOO, ReferenceSize, ZooEntry
 
 COLUMNS = {
     "alias": "left", "short name": "left", "paradigm": "left", "M params": "right", "patch": "right", "size": "right",
@@ -25,6 +25,7 @@ def models(
     from json import dumps
 
     rows = [_row(entry) for entry in ZOO] + [_embedded_row(name) for name in EMBEDDED]
+    rows += [_reference_row(name, size) for name, size in REFERENCES.items()]
     if json:
         typer.echo(dumps(rows, indent=2))
         return
@@ -70,6 +71,25 @@ def _embedded_row(name: str) -> dict[str, Any]:
     }
 
 
+def _reference_row(name: str, size: ReferenceSize) -> dict[str, Any]:
+    return {
+        "alias": name,
+        "short_name": None,
+        "paradigm": "unknown",
+        "params": size.params,
+        "patch": 16,
+        "image_size": 224,
+        "num_registers": 0,
+        "licence": "Apache-2.0",
+        "source": f"the ViT written to be read, with --weights random or FILE; sizes of {size.source}",
+        "library": "vitprobe",
+        "architecture": name,
+        "tag": None,
+        "file": None,
+        "cached": False,
+    }
+
+
 def _show(rows: list[dict[str, Any]]) -> None:
     import sys
 
@@ -82,7 +102,8 @@ def _show(rows: list[dict[str, Any]]) -> None:
     sources: dict[str, list[str]] = {}
     for row in rows:
         tag = row["tag"] and f"{row['architecture']}{'.' if row['library'] == 'timm' else '/'}{row['tag']}"
-        cached = "embedded" if row["file"] is None else "yes" if row["cached"] else "no"
+        cached = "yes" if row["cached"] else "random" if row["alias"] in REFERENCES else "no"
+        cached = "embedded" if row["alias"] in EMBEDDED else cached
         numbers = [str(row[key]) for key in ("params", "patch", "image_size", "num_registers")]
         table.add_row(
             row["alias"], row["short_name"] or "", row["paradigm"], *numbers, row["licence"], row["library"],

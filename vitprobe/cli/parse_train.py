@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from vitprobe.backbones.zoo import ALIASES, EMBEDDED
+from vitprobe.backbones.zoo import ALIASES, EMBEDDED, REFERENCES
 from vitprobe.cli import parse
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scenes import NAMED
@@ -52,7 +52,7 @@ def options(asked: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = [_lasting(text) for text in given[name]]
     if given.get("weights"):
         given["weights"] = _lasting(given["weights"])
-    if given.get("model") and given["model"] not in (*ALIASES, *EMBEDDED):
+    if given.get("model") and given["model"] not in (*ALIASES, *EMBEDDED, *REFERENCES):
         given["model"] = _lasting(given["model"])
     lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return given | lists

@@ -7,11 +7,12 @@ import torch
 
 from vitprobe import backbones
 from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.zoo import EMBEDDED
 from vitprobe.cli import echo, parse
 from vitprobe.errors import ExitCode
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.sources import open_inputs
-from vitprobe.probes.bench import bench, compile_blocks, end_to_end
+from vitprobe.probes.bench import bare, bench, compile_blocks, end_to_end
 from vitprobe.results import versions
 
 
@@ -32,6 +33,8 @@ class BenchOptions:
     workers: int | None
     seed: int
     json: bool
+    against: str | None = None
+    """Another model, whose bare forward or whose loop by hand is set beside."""
 
 
 def run(asked: BenchOptions) -> ExitCode:
@@ -59,8 +62,20 @@ def run(asked: BenchOptions) -> ExitCode:
 def _table(asked: BenchOptions, model: Backbone, device: str, autocast: torch.dtype | None) -> dict[str, Any]:
     images = _images(model, asked.batch_size, device)
     with echo.progress(model.spec.title, asked.rounds) as advance:
-        rows = bench(model, images, rounds=asked.rounds, autocast=autocast, on_round=lambda: advance(1))
+        ways = None
+        if asked.against is not None:
+            other = beside(asked, model.spec.image_size, device)
+            if asked.compile:
+                compile_blocks(other)
+            ways = {f"bare forward of {asked.against}": bare(other)}
+        rows = bench(model, images, rounds=asked.rounds, autocast=autocast, ways=ways, on_round=lambda: advance(1))
     return setting(asked, model, device) | {"rows": [asdict(row) for row in rows]}
+
+
+def beside(asked: BenchOptions, image_size: tuple[int, int], device: str) -> Backbone:
+    """Load the model of ``--against``, with random weights where it has none of its own, at the other's image size."""
+    weights = "hub" if asked.against in EMBEDDED else "random"
+    return backbones.load(asked.against, weights=weights, image_size=image_size, seed=asked.seed, device=device)
 
 
 def setting(asked: BenchOptions, model: Backbone, device: str) -> dict[str, Any]:

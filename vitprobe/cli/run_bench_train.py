@@ -10,7 +10,7 @@ from vitprobe import backbones
 from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.create import SMALL, create
 from vitprobe.cli import echo, parse
-from vitprobe.cli.run_bench import BenchOptions, setting
+from vitprobe.cli.run_bench import BenchOptions, beside, setting
 from vitprobe.errors import ArgumentError, ExitCode
 from vitprobe.inputs.augment import supervised_transform
 from vitprobe.inputs.labels import open_labelled
@@ -69,6 +69,7 @@ def _table(asked: BenchOptions, name: str, weights: str, num_registers: int) -> 
             num_registers=num_registers,
             rounds=asked.rounds,
             stream=stream,
+            against=asked.against and (asked.against, lambda: beside(asked, model.spec.image_size, "cpu")),
             on_round=lambda: advance(1),
         )
     return setting(asked, model, device) | {"rows": [asdict(row) for row in rows]}

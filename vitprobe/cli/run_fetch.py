@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from vitprobe.backbones import hub
-from vitprobe.backbones.zoo import ALIASES, ORGANISMS, SHIPPED, ZooEntry
+from vitprobe.backbones.zoo import ALIASES, ORGANISMS, REFERENCES, SHIPPED, ZooEntry
 from vitprobe.errors import ArgumentError, ExitCode, OutputError, VitprobeError, WeightsError
 
 RECORD = "source.json"
@@ -40,6 +40,8 @@ def _fetch(alias: str, to: Path | None) -> str:
         return "planted from a seed, nothing to fetch"
     if alias in SHIPPED:
         return "comes with vitprobe, nothing to fetch"
+    if alias in REFERENCES:
+        return "has random weights or those of a file, nothing to fetch"
     if alias not in ALIASES:
         near = " or ".join(difflib.get_close_matches(alias, ALIASES, n=3, cutoff=0.5))
         hint = f"; did you mean {near}?" if near else ""

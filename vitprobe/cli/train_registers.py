@@ -28,10 +28,13 @@ def train_registers(
     model: Annotated[str | None, _option(WHAT, "Start from this model's weights: see norms.", "--model", "-m")] = None,
     weights: Annotated[str | None, _option(WHAT, "hub (default), a file or random, for --model.")] = None,
     arch: Annotated[
-        str | None, _option(WHAT, "Train from scratch: scenes-tiny (default), scenes-small or a name of timm.")
+        str | None,
+        _option(
+            WHAT, "Train from scratch: scenes-tiny (default), scenes-small, reference-vit-ti, -s, -b or a name of timm."
+        ),
     ] = None,
     arch_arg: Annotated[
-        list[str] | None, _option(WHAT, "KEY=VALUE for --arch, as timm takes it: depth=12. Repeat.")
+        list[str] | None, _option(WHAT, "KEY=VALUE for --arch, as timm (or the reference) takes it: depth=12. Repeat.")
     ] = None,
     image_size: opt.ImageSize = None,
     register_std: Annotated[float | None, _option(WHAT, "Spread of new registers. Default 0.02.")] = None,

@@ -96,12 +96,23 @@ def ways_of(backbone: Backbone) -> dict[str, Run]:
         "norms of all blocks": _recorded(backbone, norms),
         "norms + CLS and register rows": _recorded(backbone, [*norms, *rows]),
         "full patterns of all blocks": _recorded(backbone, Site("pattern").at(blocks)),
-        "forward_intermediates": _intermediates(backbone),
-        "fused attention off, all kept": _unfused(backbone),
     }
+    if hasattr(backbone.module, "forward_intermediates"):
+        ways["forward_intermediates"] = _intermediates(backbone)
+    if all(_can_unfuse(backbone.attention(index)) for index in blocks):
+        ways["fused attention off, all kept"] = _unfused(backbone)
     if (other := _hugging_face(backbone)) is not None:
         ways["Hugging Face output_attentions"] = other
     return ways
+
+
+def bare(backbone: Backbone) -> Run:
+    """Return a way that runs another backbone, whose output is not compared."""
+
+    def run(images: Tensor) -> None:
+        backbone(images)
+
+    return run
 
 
 def _recorded(backbone: Backbone, sites: Sequence[Site]) -> Run:
@@ -131,6 +142,10 @@ def _unfused(backbone: Backbone) -> Run:
             return backbone(images)
 
     return run
+
+
+def _can_unfuse(attn: nn.Module) -> bool:
+    return isinstance(attn, nn.MultiheadAttention) or hasattr(attn, "fused_attn")
 
 
 @contextmanager

@@ -54,13 +54,15 @@ def bench_training(
     num_registers: int = 4,
     rounds: int = 7,
     stream: ItemStream | None = None,
+    against: tuple[str, Callable[[], Backbone]] | None = None,
     on_round: Callable[[], None] = lambda: None,
 ) -> list[TrainRow]:
     """Time training steps of one model, interleaved in one process: by hand, ours, ours with registers.
 
     All do the same: a forward and backward pass of cross-entropy over the same images in memory, clipping, AdamW.
     ``make`` gives the model, always the same. With ``stream``, our step is timed on images that are read and augmented
-    too. Each round takes every way once, the order turning by one; a ratio is taken inside its round.
+    too. With ``against``, a name and what makes it, another model's loop by hand is timed beside. Each round takes
+    every way once, the order turning by one; a ratio is taken inside its round.
     """
     engine = Engine.open(config)
     plain = _own(make(), config, engine, 0)
@@ -72,6 +74,10 @@ def bench_training(
     if stream is not None:
         steps["vitprobe, R = 0, reading images"] = _taking(plain, stream.batches(0, 4 + 4 * rounds))
     flops = {name: _flops(stepper, batch) for name, stepper in steppers.items()}
+    if against is not None:
+        other, make_other = f"{BY_HAND}, {against[0]}", against[1]
+        steps[other] = _by_hand(make_other(), batch, config, engine)
+        flops[other] = _flops(_own(make_other(), config, engine, 0), batch)
     times = _interleaved(steps, rounds, engine.device, on_round)
     peak = _matrix_peak(engine)
     rows = []

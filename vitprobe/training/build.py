@@ -12,6 +12,8 @@ from vitprobe.backbones.base import Backbone
 from vitprobe.backbones.create import create
 from vitprobe.backbones.open_clip_text import create_text, load_text
 from vitprobe.backbones.open_clip_vit import OpenClipViT
+from vitprobe.backbones.reference import ReferenceViT
+from vitprobe.backbones.zoo import REFERENCES
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scene_stream import SceneStream
 from vitprobe.inputs.stream import ItemStream
@@ -83,18 +85,28 @@ def sizes(config: TrainConfig) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _overrides(config: TrainConfig) -> Mapping[str, Any]:
-    given: dict[str, Any] = {
-        "drop_path_rate": config.drop_path,
-        "proj_drop_rate": config.dropout,
-        "pos_drop_rate": config.dropout,
-        "init_values": config.layer_scale,
-    }
+    if config.arch in REFERENCES:
+        given: dict[str, Any] = {
+            "drop_path": config.drop_path,
+            "dropout": config.dropout,
+            "layer_scale": config.layer_scale,
+        }
+    else:
+        given = {
+            "drop_path_rate": config.drop_path,
+            "proj_drop_rate": config.dropout,
+            "pos_drop_rate": config.dropout,
+            "init_values": config.layer_scale,
+        }
     return {name: value for name, value in given.items() if value} | dict(config.arch_args)
 
 
 def _regularise(backbone: Backbone, config: TrainConfig) -> None:
     """Set stochastic depth, rising linearly over the blocks, and dropout in a model that was loaded."""
     if not (config.drop_path or config.dropout):
+        return
+    if isinstance(backbone, ReferenceViT):
+        backbone.set_rates(drop_path=config.drop_path, dropout=config.dropout)
         return
     if isinstance(backbone, OpenClipViT):
         raise ArgumentError("open_clip's own tower has no place for --drop-path and --dropout; leave them out")
