@@ -1,6 +1,7 @@
 """Drawn tokens against the organism's planted truth, against timm's own features, and against other ways to split."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -63,7 +64,8 @@ def where(tokens):
 
 
 def test_outliers_are_drawn_as_outliers_and_never_as_normal(organism, images, cutoff, truth, tmp_path):
-    found = draw_tokens(organism, batches(images), rule_cutoff=cutoff, num_draws=3, seed=1, folder=tmp_path / "tokens")
+    found = draw_tokens(organism, batches(images), rule_cutoff=cutoff, num_draws=3, seed=1, replacement=True,
+                        folder=tmp_path / "tokens")  # fmt: skip
     patches, prefix = streams(organism, images)[7]
     assert list(found) == [("normal", 7), ("outlier", 7), ("cls", 7)]
     assert 0 < (~truth.any(1)).sum() < len(images)  # both sorts of image are there
@@ -110,6 +112,7 @@ def test_choice_depends_on_seed_and_draw_and_is_even(organism, images, cutoff, t
     def draw(**options):
         return draw_tokens(organism, batches(images[:8]), rule_cutoff=cutoff, folder=tmp_path / "tokens", **options)
 
+    draw = partial(draw, replacement=True)
     few, many, other = draw(num_draws=1), draw(num_draws=2000), draw(num_draws=1, seed=9)
     for kind, wanted in (("normal", False), ("outlier", True)):
         tokens = many[kind, 7]
@@ -130,9 +133,11 @@ def test_paired_sets_have_the_same_images(organism, images, cutoff, truth, tmp_p
     for kind in ("normal", "outlier", "cls"):
         assert found[kind, 7].of_draw(1).images.tolist() == holders
         assert found[kind, 7].num_without == 42 - len(holders) > 0
+        numbers = np.bincount(found[kind, 7].images - FIRST, minlength=42)
+        assert numbers.tolist() == (np.minimum(truth.sum(1), 2) if kind != "cls" else truth.any(1)).tolist()
     unpaired = draw_tokens(organism, batches(images), rule_cutoff=cutoff, num_draws=2, folder=tmp_path / "u")
     kept = unpaired["normal", 7].of_images(holders)
-    assert where(kept) == where(found["normal", 7])
+    assert where(kept.of_draw(0)) == where(found["normal", 7].of_draw(0))
 
 
 def test_an_image_of_outliers_alone_has_no_normal_token(organism, images, tmp_path):
@@ -214,6 +219,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(organism, images, tmp_path)
         ({"point": "final_norm", "blocks": (6, 7)}, "follows block 7 alone"),
         ({"num_draws": 0}, "1 draw or more"),
         ({"seed": -1}, "seed from 0 on"),
+        ({"split": -1}, "split -1"),
         ({"rule_cutoff": {6: 5.0}}, "block 7 needs one too"),
         ({"rule_cutoff": 0.0}, "over 0"),
         ({"rule_cutoff": float("nan")}, "over 0"),

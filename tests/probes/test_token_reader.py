@@ -60,7 +60,7 @@ def test_two_readers_share_a_pass_and_draw_what_each_would_alone(organism, image
 
 @pytest.mark.parametrize("unit", ["model", "unit"])
 def test_pixels_beside_features_are_those_that_a_second_pass_reads(organism, images, tmp_path, unit):
-    options = {"rule_cutoff": CUTOFF, "num_draws": 2, "pixels": unit}
+    options = {"rule_cutoff": CUTOFF, "num_draws": 2, "replacement": True, "pixels": unit}
     found = draw_tokens(organism, batches(images), folder=tmp_path / "t", **options)
     sets = [found["normal", 7], found["outlier", 7]]
     expected = token_pixels(organism, batches(images), sets, unit=unit)

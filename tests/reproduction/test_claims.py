@@ -63,6 +63,7 @@ def test_the_cut_is_the_percentile_of_the_models_norms_whatever_the_rule_finds(f
         )  # bins are 0.1 % wide
         share = one.summary["share_by_rule"]
         assert share == stats.outlier_fractions[7] and (share > 0) == (model == "organism")
+        assert "told by the p98 cutoff of the test images' norms" in one.summary["notes"][1]
     assert "rule auto: none" in found["organism-clean"].summary["notes"][0]
 
 

@@ -13,6 +13,7 @@ from vitprobe.inputs.truths import open_truths
 from vitprobe.probes.linear import logistic_probe
 from vitprobe.probes.token_features import draw_tokens
 from vitprobe.reproduction.token_classes import ITEMS, ClassOptions, dataset_key
+from vitprobe.reproduction.token_draws import TOLD
 
 sys.path.append(str(Path(__file__).parent))  # tests are no package
 from made_settings import figures, loader, run_items
@@ -50,8 +51,8 @@ def test_rows_are_probes_by_hand_of_the_same_tokens(found, train, test, tmp_path
     kinds = ("normal", "outlier", "cls")
     drawn = [
         draw_tokens(backbone, loader(backbone, source), rule_cutoff=cutoff, kinds=kinds, num_draws=2, paired=True,
-                    point="final_norm", folder=tmp_path / name)
-        for name, source in (("train", train), ("test", test))
+                    point="final_norm", replacement=True, split=split, folder=tmp_path / name)
+        for split, (name, source) in enumerate((("train", train), ("test", test)))
     ]  # fmt: skip
     for kind, label in zip(kinds, ("normal patch", "outlier patch", "CLS"), strict=True):
         expected = []
@@ -65,6 +66,7 @@ def test_rows_are_probes_by_hand_of_the_same_tokens(found, train, test, tmp_path
         assert (row.spread is None) == (kind == "cls")
     counts = one.summary["images"]
     assert counts["normal"]["test_images"] == counts["cls"]["test_images"] == counts["outlier"]["test_images"]
+    assert one.summary["notes"][1] == TOLD.format("the cutoff of the test images' norms")
     assert one.summary["paired"] and one.summary["point"] == "final_norm"
 
 
@@ -111,7 +113,7 @@ def test_sets_of_table_6_are_known_by_name_and_number_of_classes(train, test, tm
         ("Oxford-IIIT Pet", 37, "pets"),
         ("oxford_iiit_pet", 37, "pets"),
         ("Flowers102", 102, "flow"),
-        ("voc2007, val", 20, "voc"),
+        ("voc2007, val", 20, ""),  # one class an image is not what the paper reads
         ("voc2012, val", 20, ""),
         ("imagenette2, val", 10, ""),
         ("scenes, test", 10, ""),

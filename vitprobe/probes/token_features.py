@@ -1,4 +1,4 @@
-"""Draw single tokens of each kind, one an image and draw, into files on disk: what linear probes are trained on."""
+"""Draw single tokens of each kind, a few an image, into files on disk: what linear probes are trained on."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -23,6 +23,7 @@ from vitprobe.tokens import TokenLayout
 
 UNITS = ("model", "unit")
 """Of pixels: as the model reads them, normalised; or in [0, 1]."""
+_SETTINGS = ("kinds", "blocks", "point", "num_draws", "split", "paired", "replacement", "pixels")
 Cutoff = float | Mapping[int, float | None] | None
 """One norm, one for each block whose norms are looked at, or None where the rule found none."""
 
@@ -36,7 +37,9 @@ class _Plan:
     point: str
     num_draws: int
     seed: int
+    split: int
     paired: bool
+    replacement: bool
     pixels: str | None
     autocast: torch.dtype | None
     judged: Mapping[int, int] = field(default_factory=dict)
@@ -48,9 +51,11 @@ class _Plan:
 class TokenReader:
     """Draw, of each image that passes, random patches of each kind, its CLS and registers, into files on disk.
 
-    The protocol of table 1 of Darcet et al. (arXiv 2309.16588): one random patch of the class an image, spread over
-    draws. A patch is an ``outlier`` if its token norm (L2 of ``resid_post``, float32, before the final norm) is at or
-    over the cutoff, else ``normal``. Draws are independent, and depend on (seed, position of the image, draw) alone.
+    A patch is an ``outlier`` if its token norm (L2 of ``resid_post``, float32, before the final norm) is at or over the
+    cutoff, else ``normal``. No token of an image is drawn twice, so that all draws may be trained on together; what is
+    drawn first does not depend on how much is drawn after it. With ``replacement`` draws are independent, as table 1
+    of Darcet et al. (arXiv 2309.16588) has them: one random patch an image, a probe for each draw. Either way they
+    depend on (seed, split, position of the image) and on which patches are outliers.
     The folder is a result directory, there whole or not at all, that `open_tokens` reads; an older result gives way.
     In memory are 32 bytes a token; no file is open between batches. Left as a context manager, closed, or forgotten
     before it was finished, the reader leaves nothing.
@@ -66,9 +71,11 @@ class TokenReader:
         blocks: Sequence[int] | None = None,
         num_draws: int = 1,
         seed: int = 0,
+        split: int = 0,
         point: str = "resid_post",
         norm_block: int | None = None,
         paired: bool = False,
+        replacement: bool = False,
         pixels: str | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
@@ -77,14 +84,17 @@ class TokenReader:
         ``rule_cutoff`` is one number, one for each block, or None where the rule found none. Norms are those of the
         block of the features (by default the last), or of ``norm_block``: in DINOv2-L they fall in the last block.
         ``point`` says where the features of all kinds are taken; ``final_norm`` goes with the last block alone.
-        ``paired`` keeps only images with both an outlier and a normal patch, so that all sets of a block have the same
-        images. ``pixels`` writes the pixels of drawn patches beside their features: ``model``, as the model reads
-        them, or ``unit``, in [0, 1]. ``autocast`` is only stored: the precision is that of the pass. Raises
-        `ArgumentError` for what the model does not have, or a folder that is something else.
+        ``split`` must differ between images to train and to test on: else both are drawn at the same places, image by
+        image. ``paired`` keeps only images with both an outlier and a normal patch, so that all sets of a block have
+        the same images, and draws as many outliers as normal patches of each. An image with fewer than ``num_draws``
+        gives what it has; with ``replacement``, it gives some again. ``pixels`` writes the pixels of drawn patches
+        beside their features: ``model``, as the model reads them, or ``unit``, in [0, 1]. ``autocast`` is only stored:
+        the precision is that of the pass. Raises `ArgumentError` for what the model does not have, or a folder that is
+        something else.
         """
         last = backbone.num_blocks - 1
         blocks = (last,) if blocks is None else tuple(backbone.check_block(block) for block in blocks)
-        plan = _Plan(tuple(kinds), blocks, point, num_draws, seed, paired, pixels, autocast)
+        plan = _Plan(tuple(kinds), blocks, point, num_draws, seed, split, paired, replacement, pixels, autocast)
         self._plan = plan = _judged(_checked(plan, backbone), backbone, rule_cutoff, norm_block)
         self._backbone, self._layout, self._folder = backbone, backbone.layout(), Path(folder)
         self._norms = {b: Site("resid_post", b, reduce=token_norms) for b in plan.cutoffs}
@@ -214,8 +224,9 @@ def _checked(plan: _Plan, backbone: Backbone) -> _Plan:
         raise ArgumentError(f"got final_norm of blocks {blocks}; it follows block {backbone.num_blocks - 1} alone")
     if plan.pixels not in (None, *UNITS):
         raise ArgumentError(f"got pixels in unit {plan.pixels!r}; allowed are {', '.join(UNITS)}, or None for none")
-    if plan.num_draws < 1 or plan.seed < 0:
-        raise ArgumentError(f"got {plan.num_draws} draws, seed {plan.seed}; give 1 draw or more and a seed from 0 on")
+    if plan.num_draws < 1 or plan.seed < 0 or plan.split < 0:
+        got = f"{plan.num_draws} draws, seed {plan.seed}, split {plan.split}"
+        raise ArgumentError(f"got {got}; give 1 draw or more, a split and a seed from 0 on")
     return plan
 
 
@@ -232,15 +243,25 @@ def _judged(plan: _Plan, backbone: Backbone, cutoff: Cutoff, norm_block: int | N
 
 
 def _choose(norms: np.ndarray, cutoff: float, indices: Sequence[int], plan: _Plan) -> dict[str, np.ndarray]:
-    """Draw patches of each kind, (B, num_draws), by norms (B, P); -1 where there is none, or, if paired, not both."""
+    """Draw patches of each kind, (B, num_draws), by norms (B, P); -1 where there are no more, or, paired, not both."""
     over = norms >= cutoff  # (B, P)
     chosen = {kind: np.full((len(norms), plan.num_draws), -1) for kind in PATCH_KINDS}
     for i, index in enumerate(indices):
-        shares = np.random.default_rng((plan.seed, index)).random((plan.num_draws, len(PATCH_KINDS)))
-        for k, (kind, mask) in enumerate(zip(PATCH_KINDS, (~over[i], over[i]), strict=True)):
-            candidates = np.flatnonzero(mask)
-            if len(candidates) and not (plan.paired and len(candidates) == len(mask)):
-                chosen[kind][i] = candidates[(shares[:, k] * len(candidates)).astype(int)]
+        rng = np.random.default_rng((plan.seed, index, plan.split))
+        found = {"normal": np.flatnonzero(~over[i]), "outlier": np.flatnonzero(over[i])}
+        fewest = min(map(len, found.values()))
+        if plan.paired and not fewest:
+            continue
+        if plan.replacement:
+            shares = rng.random((plan.num_draws, len(PATCH_KINDS)))
+            for share, (kind, patches) in zip(shares.T, found.items(), strict=True):
+                if len(patches):
+                    chosen[kind][i] = patches[(share * len(patches)).astype(int)]
+            continue
+        order = rng.permutation(over.shape[1])  # (P,)
+        for kind, patches in found.items():
+            number = min(plan.num_draws, fewest if plan.paired else len(patches))
+            chosen[kind][i, :number] = order[np.isin(order, patches)][:number]
     return chosen
 
 
@@ -262,7 +283,7 @@ def _stored(backbone: Backbone, plan: _Plan, tables: dict[str, np.ndarray], num_
     device, dtype = next(backbone.module.parameters()).device, plan.autocast or torch.float32
     model, inputs = asdict(backbone.spec), {"num_images": num_images}
     made = results.Provenance(model, inputs, plan.seed, str(device), str(dtype).removeprefix("torch."))
-    settings = {name: getattr(plan, name) for name in ("kinds", "blocks", "point", "num_draws", "paired", "pixels")}
+    settings = {name: getattr(plan, name) for name in _SETTINGS}
     settings |= {"norm_blocks": plan.judged, "cutoffs": {b: plan.cutoffs[judged] for b, judged in plan.judged.items()}}
     return results.StoredResult(
         SCHEMA,

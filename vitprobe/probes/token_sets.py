@@ -32,7 +32,8 @@ class TokenSet:
     grid: tuple[int, int]
     """(rows, cols) of the patch grid."""
     num_draws: int
-    """Tokens drawn of each image, one after the other; 1 for CLS and registers, of which an image has one."""
+    """Most tokens drawn of an image, one after the other: fewer where it had no more to draw, or, of paired sets, as
+    many of the other kind. 1 for CLS and registers, of which an image has one."""
     features: np.ndarray
     """(N, D) float32, a memory map."""
     images: np.ndarray
@@ -49,10 +50,22 @@ class TokenSet:
     """(N, 3 * h * w) float32, a memory map: the patch's pixels; None where they were not read, or there is no patch."""
 
     def of_draw(self, draw: int) -> "TokenSet":
-        """Return one token an image, those of one draw, still on disk; of CLS and registers all, whatever the draw."""
+        """Return one token an image, those of one draw; of CLS and registers all, whatever the draw.
+
+        Of an image with fewer tokens than draws they come again, in their order: of 2 the first in draws 0, 2, 4.
+        Features stay on disk where all images have as many tokens as there are draws, else they are copied into memory.
+        Raises `ArgumentError` for a draw that no image has.
+        """
         if draw < 0 or (self.kind in PATCH_KINDS and draw >= self.num_draws):
             raise ArgumentError(f"got draw {draw}; {self.kind} tokens have draws 0 to {self.num_draws - 1}")
-        return replace(self.rows(slice(draw if self.num_draws > 1 else 0, None, self.num_draws)), num_draws=1)
+        if self.num_draws == 1:
+            return self.rows(slice(None))
+        _, starts, counts = np.unique(
+            self.images, return_index=True, return_counts=True
+        )  # an image's rows are together
+        if (counts == self.num_draws).all():
+            return replace(self.rows(slice(draw, None, self.num_draws)), num_draws=1)
+        return replace(self.rows(np.sort(starts + draw % counts)), num_draws=1)
 
     def of_images(self, images: np.ndarray) -> "TokenSet":
         """Return the tokens of some images, by their positions in the source; features are copied into memory."""

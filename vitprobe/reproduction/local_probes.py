@@ -24,6 +24,7 @@ from vitprobe.reproduction.token_draws import (
     gathered,
     numbers,
     pairing,
+    told,
 )
 
 TRAINED = ("own", "normal", "both")
@@ -35,6 +36,8 @@ BLIND = {"position": "most frequent place", "distance": "a place at random", "pi
 """What knows the training tokens' places and pixels alone."""
 OTHER = ("position", "pixels")
 """What table 5 says of patches that are no outliers."""
+PUBLISHED_PATCH, PUBLISHED_GRIDS = (14, 14), ((37, 37), (16, 16))
+"""Of DINOv2 in figure 5 b and table 5, at 518 or 224 px: the paper does not say at which."""
 Pair = tuple[str, str]
 
 
@@ -43,7 +46,8 @@ class LocalOptions(TokenOptions):
     """Hold what figure 5 b leaves open."""
 
     num_draws: int = 8
-    """Random tokens of each kind that are drawn of an image, each independently; all are trained and tested on."""
+    """Most tokens of each kind that are drawn of an image, none twice; all are trained and tested on together. Where
+    kinds are paired, an image gives as many of one as of the other."""
     trained_on: str = "both"
     """``own``: a probe for each kind; ``normal``: one, trained on normal patches; ``both``, side by side."""
     alpha_grid: tuple[float, ...] = ALPHA_GRID
@@ -80,12 +84,23 @@ class LocalProbes(Measurement):
     def found(self) -> Found:
         """Return a row for each quantity and kind, differences within images, and controls."""
         setting, options, sets = self.setting, self.options, self.draws.sets()
-        notes = [f"tokens at {self.draws.point} of block {setting.block}; {self.said}; pixels in {options.unit} units"]
+        notes = [f"tokens at {self.draws.point} of block {setting.block}; {self.said}", self._scale()]
+        notes += told(setting.cutoff)
+        if setting.cutoff is not None and not self.draws.paired:
+            notes.append(
+                "kinds may differ in the number of tokens, so that a probe of one learns from more than another"
+            )
         reasons = {kind: self._reason(kind, *pair) for kind, pair in sets.items()}
         notes += [f"{LABELS[kind]}: {reason}" for kind, reason in reasons.items() if reason]
         if reasons["normal"]:
             raise ArgumentError(f"nothing can be read: {reasons['normal']}; give more images, or paired=false")
-        found = self._probe(sets, has_outliers=not reasons["outlier"])
+        try:
+            found = self._probe(sets, has_outliers=not reasons["outlier"])
+        except ArgumentError as error:  # few tokens, and no place of a test token is a training one's
+            if reasons["outlier"]:
+                raise
+            notes.append(f"{LABELS['outlier']}: {error}")
+            found = self._probe(sets, has_outliers=False)
         scores = {pair: scored(both, seed=setting.seed) for pair, both in found.items()}
         trained = "the probe of normal patches" if options.trained_on == "normal" else "a probe of their own"
         summary = {
@@ -107,6 +122,13 @@ class LocalProbes(Measurement):
             return f"no outliers by rule {self.setting.rule}"
         return too_few(train, test)
 
+    def _scale(self) -> str:
+        """Say what the numbers are of: among how many places one is told, and how many pixels an error is over."""
+        (height, width), (rows, cols) = self.setting.backbone.patch_size, self.setting.backbone.layout().grid
+        unit = {"model": "as the model reads them (unit model)", "unit": "from 0 to 1 (unit unit)"}[self.options.unit]
+        places = f"positions: 1 of {rows * cols}, a grid of {rows} x {cols}"
+        return f"{places}; pixels: {3 * height * width} numbers of a {height} x {width} patch, {unit}"
+
     def _probe(self, sets: Mapping[str, tuple[TokenSet, TokenSet]], *, has_outliers: bool) -> dict[Pair, Both]:
         seed, options = self.setting.seed, self.options
         noise = tuple(random_like(one, seed=seed + i) for i, one in enumerate(sets["normal"]))
@@ -119,13 +141,16 @@ class LocalProbes(Measurement):
 
     def _rows(self, found: Mapping[Pair, Both], scores: Mapping[Pair, dict[str, Estimate]]) -> list[Row]:
         main = ("normal", "outlier") if self.options.trained_on == "normal" else ("outlier", "outlier")
-        rows = []
+        backbone, rows = self.setting.backbone, []
+        alike = comparable(backbone.patch_size, backbone.layout().grid, self.options.unit)
         for name, (what, unit) in QUANTITIES.items():
             one = scores["normal", "normal"][name]
-            rows.append(_row(f"{what}, {LABELS['normal']}", one, unit, f"{name}.normal"))
-            if name in OTHER:
-                rows.append(_row(f"{what}, patches that are no outliers (table 5)", one, unit, f"{name}.other"))
-            rows.append(_row(f"{what}, {LABELS['outlier']}", scores.get(main, {}).get(name), unit, f"{name}.outlier"))
+            is_like = name in alike
+            keys = {kind: f"{name}.{kind}" if is_like else "" for kind in ("normal", "outlier", "other")}
+            rows.append(_row(f"{what}, {LABELS['normal']}", one, unit, keys["normal"]))
+            if name in OTHER and is_like:
+                rows.append(_row(f"{what}, patches that are no outliers (table 5)", one, unit, keys["other"]))
+            rows.append(_row(f"{what}, {LABELS['outlier']}", scores.get(main, {}).get(name), unit, keys["outlier"]))
             if main in scores and ("normal", "outlier") in scores and main[0] == "outlier":
                 by_normal = scores["normal", "outlier"][name]
                 rows.append(_row(f"{what}, {LABELS['outlier']}, probe of normal patches", by_normal, unit))
@@ -138,6 +163,15 @@ class LocalProbes(Measurement):
                     blind, number = chance_of(found[pair])[name], scores[pair][name].num_images
                     rows.append(Row(f"{what}, {LABELS[pair[1]]}, {BLIND[name]}", blind, unit, number))
         return rows
+
+
+def comparable(patch: tuple[int, int], grid: tuple[int, int], unit: str) -> tuple[str, ...]:
+    """Return which of `QUANTITIES` may stand beside the published numbers, which are of DINOv2's patches of 14 x 14.
+
+    Pixels must be in the model's unit, and the grid one that DINOv2 is used with; the paper states neither.
+    """
+    places = ("position", "distance") if tuple(grid) in PUBLISHED_GRIDS else ()
+    return (*places, *(("pixels",) if unit == "model" else ())) if tuple(patch) == PUBLISHED_PATCH else ()
 
 
 def _row(what: str, one: Estimate | None, unit: str, key: str = "") -> Row:

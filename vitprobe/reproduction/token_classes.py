@@ -26,6 +26,7 @@ from vitprobe.reproduction.token_draws import (
     gathered,
     pairing,
     shared_tasks,
+    told,
 )
 
 LABELS = {"normal": "normal patch", "outlier": "outlier patch", "cls": "CLS", "random": "random features (control)"}
@@ -45,9 +46,12 @@ DATA = {
     "p205": ("places205", (205,)),
     "pets": ("pets|oxfordpets|oxfordiiitpet", (37,)),
     "sun": ("sun|sun397", (397,)),
-    "voc": ("voc|voc2007", (20,)),
 }
-"""How a data set of table 6 may be called, and how many classes it then has."""
+"""How a data set of table 6 may be called, and how many classes it then has.
+
+VOC is left out: its images show objects of several classes, of which the class here is that of the largest box. The
+paper does not say how it makes one class, or many, of them, so that its numbers may be of another task.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class TokenClasses(Measurement):
         registers = [f"register:{k}" for k in range(min(layout.num_registers, options.registers))]
         kinds = ["normal", "outlier", *(["cls"] if layout.cls else []), *registers]
         is_paired, self.said = pairing(setting, options)
-        self.draws = TokenDraws(setting, options, cutoff=setting.cutoff, kinds=kinds, paired=is_paired)
+        made = {"cutoff": setting.cutoff, "kinds": kinds, "paired": is_paired, "replacement": True}
+        self.draws = TokenDraws(setting, options, **made)
 
     def train_readers(self) -> Sequence[Reader]:
         """Return what draws tokens of the training images."""
@@ -107,7 +112,11 @@ class TokenClasses(Measurement):
             "solver": fitted,
             "images": counted(sets),
             "scores": scores,
-            "notes": [f"tokens at {self.draws.point} of block {self.setting.block}; {self.said}", *gathered(notes)],
+            "notes": [
+                f"tokens at {self.draws.point} of block {self.setting.block}; {self.said}",
+                *told(self.setting.cutoff),
+                *gathered(notes),
+            ],
         }
         return Found(tuple(rows), summary)
 
@@ -172,7 +181,8 @@ def _score(task: str, kind: str, one: KindAccuracy) -> dict[str, Any]:
 def dataset_key(name: str, num_classes: int) -> str:
     """Return how table 6 calls a set of images, from its name, such as ``CIFAR10, test``; empty for no such set.
 
-    ``num_classes`` must be that of the set, so that a part of it, or another of a like name, is not taken for it.
+    ``num_classes`` must be that of the set, so that a part of it, or another of a like name, is not taken for it. VOC
+    has no key: see `DATA`.
     """
     plain = re.sub(r"[^a-z0-9]", "", name.partition(",")[0].lower())
     matches = (key for key, (names, sizes) in DATA.items() if plain in names.split("|") and num_classes in sizes)

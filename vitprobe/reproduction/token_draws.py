@@ -15,6 +15,9 @@ from vitprobe.probes.token_sets import FEWEST_TEST, TokenSet
 from vitprobe.reproduction.base import Setting
 
 SOLVERS = ("auto", "sklearn", "torch")
+TOLD = "outliers are told by {} (no labels are used), in training images too"
+AGAIN = "independent of each other, so that a token may be drawn again; a probe is trained on each draw alone"
+DISTINCT = "no token is drawn twice; an image gives {}, at most num_draws"
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class TokenOptions:
     """Hold what is left open wherever single tokens are probed."""
 
     num_draws: int = 3
-    """Random tokens of each kind that are drawn of an image, each independently."""
+    """Random tokens of each kind that are drawn of an image."""
     point: str = "auto"
     """Where features are taken: ``final_norm``, ``resid_post``, or ``auto``, after the final norm where the model has
     one and the block is its last. Darcet et al. do not say."""
@@ -63,13 +66,15 @@ class TokenDraws:
         kinds: Sequence[str],
         paired: bool,
         pixels: str | None = None,
+        replacement: bool = False,
     ) -> None:
-        """Prepare to draw ``kinds`` at the setting's block; ``pixels`` as `TokenReader` has it.
+        """Prepare to draw ``kinds`` at the setting's block; ``pixels`` and ``replacement`` as `TokenReader` has them.
 
-        Raises what `TokenReader` does.
+        The splits are drawn apart: if training and test image i gave tokens of the same places, the test images would
+        follow what is chance in the places of the training images. Raises what `TokenReader` does.
         """
         self.point = feature_site(setting.backbone, setting.block, options.point).kind
-        self.paired, self.kinds = paired, tuple(kinds)
+        self.paired, self.kinds, self.replacement = paired, tuple(kinds), replacement
         made = {
             "rule_cutoff": cutoff,
             "kinds": self.kinds,
@@ -78,12 +83,14 @@ class TokenDraws:
             "seed": setting.seed,
             "point": self.point,
             "paired": paired,
+            "replacement": replacement,
             "pixels": pixels,
             "autocast": setting.autocast,
         }
         self.block = setting.block
         self.train, self.test = (
-            TokenReader(setting.backbone, setting.folder / f"tokens-{split}", **made) for split in ("train", "test")
+            TokenReader(setting.backbone, setting.folder / f"tokens-{name}", split=split, **made)
+            for split, name in enumerate(("train", "test"))
         )
 
     def sets(self) -> dict[str, tuple[TokenSet, TokenSet]]:
@@ -113,12 +120,13 @@ def fit_options(setting: Setting, options: TokenOptions) -> dict[str, Any]:
 
 def described(draws: TokenDraws, setting: Setting, options: TokenOptions, cutoff: float | None) -> dict[str, Any]:
     """Return every choice that was made of which tokens are probed, as JSON can hold it."""
+    number = "as many outliers as normal patches" if draws.paired else "as many of each kind as it has"
     return {
         "block": setting.block,
         "point": draws.point,
         "cutoff": cutoff,
         "num_draws": options.num_draws,
-        "draws": "independent of each other, so that a token may be drawn again",
+        "draws": AGAIN if draws.replacement else DISTINCT.format(number),
         "paired": draws.paired,
         "c_grid": list(options.c_grid),
         "c_is_chosen": "on a fifth of the training images",
@@ -128,16 +136,23 @@ def described(draws: TokenDraws, setting: Setting, options: TokenOptions, cutoff
 
 
 def counted(sets: dict[str, tuple[TokenSet, TokenSet]]) -> dict[str, dict[str, int]]:
-    """Return how many images have tokens of each kind, and how many were looked at."""
+    """Return how many images have tokens of each kind, how many tokens were drawn, how many images were looked at."""
     return {
         kind: {
             "train_images": train.num_images - train.num_without,
             "test_images": test.num_images - test.num_without,
             "of_train": train.num_images,
             "of_test": test.num_images,
+            "train_tokens": len(train.images),
+            "test_tokens": len(test.images),
         }
         for kind, (train, test) in sets.items()
     }
+
+
+def told(cutoff: float | None, which: str = "the cutoff of the test images' norms") -> list[str]:
+    """Return a note on where the cutoff comes from; none where there is no cutoff."""
+    return [] if cutoff is None else [TOLD.format(which)]
 
 
 def gathered(said: Sequence[tuple[str, str]]) -> list[str]:
