@@ -31,8 +31,8 @@ from vitprobe.reproduction.token_draws import (
 )
 
 TRAINED = (
-    "intervals are over test images, of probes as they were trained: on made-up tokens without any difference 7 % of the "
-    "answers on position and pixels were that a claim holds, where 2.5 % are meant; look at several seeds"
+    "intervals are over test images, of probes as they were trained: on made-up tokens without any difference 7 % of "
+    "the answers on position and pixels were that a claim holds, where 2.5 % are meant; look at several seeds"
 )
 CONTRAST = (
     "errors of pixels are larger where patches of a kind differ more from each other, whatever their tokens tell; "
