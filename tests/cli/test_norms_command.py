@@ -67,7 +67,7 @@ def test_one_bad_image_is_named_and_skipped(run, photos, tmp_path):
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no more")
     code, _, err = run("norms", photos, "--format", "none", "--out", tmp_path / "r")
     assert code == 1
-    assert "broken.jpg" in err and "1 inputs could not be read" in err
+    assert "broken.jpg" in err and "1 input could not be read" in err
     summary = json.loads((tmp_path / "r/result.json").read_text())["summary"]
     assert [one["name"] for one in summary["skipped"]] == [str(photos / "broken.jpg")]
     assert summary["num_images"] == 4

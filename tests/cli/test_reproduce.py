@@ -73,7 +73,7 @@ def test_a_broken_image_is_named_and_the_rest_is_measured(run, tmp_path):
     folder = pictures(tmp_path / "pictures")
     (folder / "5.png").write_bytes(b"no image at all")
     code, said, err = run("reproduce", "fig15", "-m", "organism-clean", "--data", folder, *FEW)
-    assert code == 1 and "5.png" in err and "1 inputs could not be read" in err and "fig15" in said
+    assert code == 1 and "5.png" in err and "1 input could not be read" in err and "fig15" in said
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,56 @@ def test_one_model_with_two_files_of_weights_is_two_models(run, tmp_path):
     assert [title.rpartition(", ")[2] for title in item["columns"]] == ["weights0.safetensors", "weights1.safetensors"]
     medians = next(row["cells"] for row in item["rows"] if row["what"] == "median norm")
     assert medians[0]["value"] != medians[1]["value"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "organism", "-m", "organsim"], "did you mean organism"),
+        (["--data", "scenes", "--data", "voc2007:nowhere"], "no folder nowhere"),
+        (["--data", "scenes", "--data", "senes"], "did you mean scenes?"),
+        (["--data", "voc2077:nowhere"], "did you mean voc2007?"),
+        (["-m", "reference-vit-ti", "-m", "organism", "--weights", "random", "--block", "11"], "got block '11'"),
+    ],
+)
+def test_a_later_model_or_set_that_is_wrong_ends_the_run_before_anything_is_measured(
+    run, tmp_path, monkeypatch, arguments, words
+):
+    from vitprobe.cli import reproduce_work
+
+    monkeypatch.setattr(reproduce_work, "measure", lambda *_, **__: pytest.fail("something was measured"))
+    code, said, err = run("reproduce", "fig3", *arguments, *FEW, "--out", tmp_path / "out")
+    assert code == 2 and said == "" and words in err and len(err.splitlines()) == 1, err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_set_to_test_on_alone_serves_the_items_that_train_nothing(run, tmp_path):
+    for name in ("n01", "n02"):
+        (tmp_path / "set" / "train").mkdir(parents=True, exist_ok=True)
+        pictures(tmp_path / "set" / "train" / name, 3)
+    data = f"imagenet:{tmp_path / 'set'}:train"
+    code, said, err = run("reproduce", "fig15", "knn", "-m", "organism", "--data", data, *FEW, "--json")
+    assert (code, err) == (0, "")
+    summary = json.loads(said)
+    assert set(summary["items"]) == {"fig15"} and "nothing is left to train on" in summary["left_out"]["knn"][0]
+
+
+def test_nothing_to_read_classes_from_is_said_and_left_out(run, tmp_path):
+    out = tmp_path / "out"
+    code, said, err = run("reproduce", "fig3", "table1", "-m", "organism", *FEW, "--out", out, "--json")
+    assert (code, err) == (0, "") and not (out / "table1").exists()
+    assert "12 of 12 training images have normal tokens" in json.loads(said)["left_out"]["table1"][0]
+
+
+def test_a_small_training_that_is_stopped_promises_no_checkpoint(run, tmp_path, monkeypatch):
+    from vitprobe.cli import run_train
+    from vitprobe.training.loop import Stopped
+
+    def stopped(asked, *, out, **_):
+        out.mkdir()
+        raise Stopped(f"stopped at step 3; the last checkpoint is whole in {out}; go on with --resume {out}", 2)
+
+    monkeypatch.setattr(run_train, "run", stopped)
+    code, said, err = run("reproduce", "fig8", *FEW, "--out", tmp_path / "out")
+    assert (code, said, err) == (130, "", "vitprobe: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from vitprobe.recorder import Site, token_norms
 from vitprobe.reproduction.base import Found, Item, Row, fill
 from vitprobe.reproduction.run import lacks
 from vitprobe.reproduction.table import ALSO, TABLE, Entry, find
-from vitprobe.reproduction.tables import table
+from vitprobe.reproduction.tables import cell, table
 
 sys.path.append(str(Path(__file__).parent))  # tests are no package
 from made_settings import read_again, run_items, scenes
@@ -94,7 +94,8 @@ def test_what_a_set_of_images_lacks_is_said():
     bare, labelled = scenes(4), scenes(4, labelled=True)
     assert lacks(TABLE["fig3"], None, bare) == "" == lacks(TABLE["table1"], labelled, labelled)
     assert "train on" in lacks(TABLE["table1"], None, labelled)
-    assert "class for each image" in lacks(TABLE["table1"], bare, labelled)
+    assert "class for each image (a set that is split by seed" in lacks(TABLE["table1"], bare, labelled)
+    assert lacks(TABLE["table2-zero-shot"], None, bare) == "needs a class for each image"
     assert "class for each pixel" in lacks(TABLE["table2-masks"], labelled, labelled)
 
 
@@ -122,10 +123,21 @@ def test_a_table_sets_models_and_published_numbers_side_by_side():
     said = {"note": "one seed", "claims": {"a": "it helps", "b": "untold"}, "answers": {"a": "not clear"}}
     other = Found((Row("CorLoc", 0.6, "share", 9, key="voc2007"),), said)
     found = table(entry, [("a", "dinov2-l14", one), ("b", "dinov2-reg-l14", other)])
-    assert found["columns"] == ["a", "b"] and found["notes"] == ["b: it helps: not clear", "one seed"]
+    assert found["columns"] == ["a", "b"] and found["notes"] == ["b: it helps: not clear", "b: one seed"]
     first, second = found["rows"]
     assert [cell["value"] for cell in first["cells"]] == [0.5, 0.6] and second["cells"][1] is None
     assert {one["model"] for one in first["published"]} == {"DINOv2-L", "DINOv2-L + 4 reg"} and not second["published"]
     assert read_again(one) == one
     short = table(entry, [("a", "dinov2", one)])["rows"][0]["published"]
     assert {one["model"] for one in short} == {"DINOv2-L"}
+
+
+def test_a_note_of_some_models_says_of_which():
+    def of(*notes):
+        return Found((Row("parameters", 12288.0, "", 0), Row("norm", 12288.5, "", 0)), {"notes": notes})
+
+    parts = [("one", "m1", of("all", "some")), ("two", "m2", of("all", "some")), ("six", "m6", of("all", "of m6"))]
+    found = table(TABLE["fig3"], parts)
+    assert found["notes"] == ["all", "one and two: some", "of m6"]
+    assert [cell(row["cells"][0], row["unit"]) for row in found["rows"]] == ["12288", "1.229e+04"]
+    assert table(TABLE["fig3"], parts[:1])["notes"] == ["all", "some"]

@@ -161,3 +161,9 @@ def test_the_figure_has_a_mark_for_every_score(found):
     assert drawn == pytest.approx(sorted([*(score["accuracy"] for score in scores), *chances]))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:4] == ["normal patch", "outlier patch", "CLS", "register (each)"]
+
+
+def test_too_few_images_for_any_kind_are_refused_in_one_line(train, test, tmp_path):
+    few = replace(train, items=train.items[:8], labels={k: v[:8] for k, v in train.labels.items()})
+    said = run_items(["table1"], ITEMS, tmp_path, train=few, test=test, **SMALL)["table1"]
+    assert said.startswith("nothing can be read: 8 of 8 training images have normal tokens") and "\n" not in said

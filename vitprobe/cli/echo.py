@@ -38,7 +38,8 @@ def not_read(missing: Sequence[dict[str, str]]) -> None:
     for one in missing:
         typer.echo(f"skipped {one['name']}: {one['reason']}", err=True)
     if missing:
-        typer.echo(f"{len(missing)} inputs could not be read, the rest was measured", err=True)
+        inputs = f"{len(missing)} input{'s' * (len(missing) > 1)}"
+        typer.echo(f"{inputs} could not be read, the rest was measured", err=True)
 
 
 def summaries(parts: Sequence[Any]) -> None:

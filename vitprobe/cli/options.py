@@ -50,7 +50,7 @@ Dtype = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the result; default: runs/COMMAND/MODEL-TIME.", rich_help_panel=OUTPUT, show_default=False
+        help="Folder of the result; default: runs/COMMAND/NAME-TIME.", rich_help_panel=OUTPUT, show_default=False
     ),
 ]
 Format = Annotated[

@@ -52,7 +52,7 @@ def reproduce(
         list[str] | None,
         typer.Option(
             metavar="[ITEM.]KEY=VALUE",
-            help="A choice that the paper leaves open: table3.last=4. Repeat. NAME? lists an item's.",
+            help="A choice that the paper leaves open: table3.last=4. Repeat. --set ? lists them.",
             rich_help_panel=opt.MEASURE,
         ),
     ] = None,

@@ -10,6 +10,7 @@ from vitprobe.backbones.base import Backbone
 from vitprobe.cli import echo, parse
 from vitprobe.cli.reproduce_result import SCHEMA, Part
 from vitprobe.cli.session import slug
+from vitprobe.errors import InputError
 from vitprobe.inputs.loading import ImageLoader
 from vitprobe.inputs.truths import TruthSource, open_truths
 from vitprobe.probes.outliers import OutlierRule
@@ -54,24 +55,44 @@ class Options:
 class Work:
     """Go through sets of images and models, and gather what each item found."""
 
-    def __init__(self, options: Options, tasks: Sequence[Task], run_folder: Path | None, folder: Path) -> None:
-        self.options, self.tasks, self.run, self.folder = options, tasks, run_folder, folder
+    def __init__(self, options: Options, tasks: Sequence[Task], folder: Path) -> None:
+        """Open all sets of images, and models where several are asked for: what is wrong ends a run before it starts.
+
+        Raises what `open_truths` and `backbones.load` raise.
+        """
+        self.options, self.tasks, self.run, self.folder = options, tasks, options.run, folder
         self.parts: dict[str, list[Part]] = {}
         self.left_out: dict[str, list[str]] = {}
         """Why an item was not measured, on some set or of some model."""
         self.skipped: list[dict[str, str]] = []
         self.done: set[tuple[str, str]] = set()
         """(item, model) of items that need no images, which are measured once."""
+        self.untrained: dict[str, str] = {}
+        """Why a set has no images to train on."""
+        wants = any(set(task.entry.needs) - {"run"} for task in tasks)
+        self.sources = {data: self._open(data) if wants else (None, None) for data in options.data}
+        self._try_models()
+
+    def _try_models(self) -> None:
+        """Load each model once where another, or a training, comes before it. Raises what `backbones.load` does."""
+        looks = any(task.entry.needs and "run" not in task.entry.needs for task in self.tasks)
+        trains = self.run is None and any("run" in task.entry.needs for task in self.tasks)
+        models = self.options.models
+        weights = parse.one_each(self.options.weights, models) if models else []
+        if looks and (len(models) > 1 or trains):
+            for model, own in zip(models, weights, strict=True):
+                parse.blocks(self.options.block, self._load(model, {"weights": own}).num_blocks)
 
     def measure(self, data: str) -> None:
         """Measure all items on one set of images."""
-        wants = any(set(task.entry.needs) - {"run"} for task in self.tasks)
-        train, test = self._open(data) if wants else (None, None)
+        train, test = self.sources[data]
         for (model, weights), tasks in self._by_model().items():
             keyed: dict[str, list[Task]] = {}
             for task in tasks:
                 if reason := lacks(task.entry, train, test):
-                    self._leave_out(task.entry.name, f"{data} lacks what it needs: it {reason}")
+                    has_none = "training" in task.entry.needs and data in self.untrained
+                    said = self.untrained[data] if has_none else f"{data} lacks what it needs: it {reason}"
+                    self._leave_out(task.entry.name, said)
                     continue
                 for keywords in task.item.variants(model):
                     keyed.setdefault(repr(dict(keywords)), []).append(task)
@@ -84,8 +105,13 @@ class Work:
         limit, seed = self.options.limit, self.options.seed
         needs_training = any("training" in task.entry.needs for task in self.tasks)
         test = open_truths(data, split="test" if needs_training else "whole", limit=limit, seed=seed)
-        train = open_truths(data, split="train", limit=limit, seed=seed) if needs_training else None
-        return None if train is None else cached(train), cached(test)
+        train = None
+        if needs_training:
+            try:
+                train = cached(open_truths(data, split="train", limit=limit, seed=seed))
+            except InputError as error:  # a set to test on alone
+                self.untrained[data] = str(error)
+        return train, cached(test)
 
     def _by_model(self) -> dict[tuple[str, str], list[Task]]:
         """Return the items by model and weights, in the order in which they are first named."""

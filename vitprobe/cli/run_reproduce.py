@@ -41,8 +41,8 @@ def run(options: Options) -> int:
     OutlierRule.parse(options.rule), parse.device(options.device), parse.autocast(options.dtype)
     results.check_free(out)
     with results.result_directory(out) as whole, _features(whole, keep=options.features) as folder:
-        run_folder = _trained(options, [task.entry.name for task in tasks], whole)
-        work = Work(options, tasks, run_folder, folder)
+        work = Work(options, tasks, folder)
+        work.run = _trained(options, [task.entry.name for task in tasks], whole)
         for data in options.data:
             work.measure(data)
         if not work.parts:
@@ -109,9 +109,13 @@ def _trained(options: Options, items: Sequence[str], whole: Path) -> Path | None
     if options.run is not None or not wanted:
         return options.run
     from vitprobe.cli.run_train import run as train
+    from vitprobe.training.loop import Stopped
 
     numbers = sorted({number for name in wanted for number in SMALL_SWEEP[name]})
     asked = SMALL | {"num_reg": numbers, "control": True, "data": ["scenes"], "seed": options.seed}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-        train(asked, out=whole / "run", resume=None, dry_run=False, formats=(), as_json=True)
+        try:
+            train(asked, out=whole / "run", resume=None, dry_run=False, formats=(), as_json=True)
+        except Stopped as stopped:  # its checkpoint goes with the unfinished result
+            raise Stopped("interrupted; nothing was written", stopped.number) from None
     return whole / "run"

@@ -5,8 +5,9 @@ Like `images`, this file is shared ground inside `vitprobe.inputs`; the readers 
 
 import os
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 
-from vitprobe.errors import ArgumentError
+from vitprobe.errors import ArgumentError, InputError
 from vitprobe.inputs.truth_base import HAS, SPLITS, Request, TruthSource, read_request
 from vitprobe.inputs.truth_classes import open_cub, open_imagenet
 from vitprobe.inputs.truth_coco import open_coco20k
@@ -56,4 +57,10 @@ def open_truths(text: str, *, split: str, limit: int | None = None, seed: int = 
         return open_scenes(Request(text, name, None, None, split, limit, seed))
     if name in READERS and (colon or not os.path.exists(text)):
         return READERS[name](read_request(text, split=split, limit=limit, seed=seed))
-    return open_other(text, split=split, limit=limit, seed=seed)
+    try:
+        return open_other(text, split=split, limit=limit, seed=seed)
+    except InputError as error:
+        near = () if os.path.exists(text) else get_close_matches(name, ("scenes", *READERS), n=1, cutoff=0.75)
+        if not near:
+            raise
+        raise InputError(f"{error}; did you mean {near[0]}?") from None

@@ -16,6 +16,7 @@ from vitprobe.probes.knn import TEMPERATURE, K, wilson_interval
 from vitprobe.probes.linear import C_GRID, LogisticResult
 from vitprobe.probes.passes import Reader
 from vitprobe.reproduction.base import Drawn, Found, Item, Measurement, Row, Setting
+from vitprobe.reproduction.token_draws import gathered
 
 WORDS = {"cls": "CLS", "cls+mean": "CLS and mean of patches", "mean": "mean of patches"}
 WITHOUT = "without outlier patches in the mean"
@@ -109,10 +110,11 @@ class FrozenMeasurement(Measurement):
     def found(self) -> Found:
         """Return a row for each task, and for each kind of mean."""
         train, test = (self._reader(split).finish() for split in ("train", "test"))
-        rows, scores, notes = [], [], [*self._notes(train)]
+        rows, scores, notes, reasons = [], [], [*self._notes(train)], []
         for task in tasks(self.setting):
             pair = [self._known(split, task, one) for split, one in (("train", train), ("test", test))]
             if reason := _lacks(*pair):
+                reasons.append((task, reason))
                 notes.append(f"{task}: {reason}")
                 continue
             kinds = [False, True] if self._has_second(train) else [False]
@@ -125,7 +127,7 @@ class FrozenMeasurement(Measurement):
                 rows.append(self._row(score))
             rows.append(Row(f"{task}: {CHANCE}", score["chance"], "share", score["num_test"]))
         if not scores:
-            raise ArgumentError(f"nothing can be classified: {'; '.join(notes)}")
+            raise ArgumentError(f"nothing can be classified: {'; '.join(gathered(reasons))}")
         return Found(tuple(rows), self._summary(train, test) | {"scores": scores, "notes": list(dict.fromkeys(notes))})
 
     def _known(self, split: str, task: str, features: ImageFeatures, *, without: bool = False) -> Any:

@@ -21,6 +21,7 @@ from vitprobe.reproduction.trusted import TrustedLoader
 
 TRUTHS = {"labels": "labels", "masks": "masks", "depth": "depth", "boxes": "boxes"}
 """What a set of images must have, by what an item needs."""
+SPLIT_BY_SEED = " (a set that is split by seed must leave an image of each class to train on)"
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 """Shows how far a pass is: from its title and the number of images, a function that advances it."""
 
@@ -42,7 +43,8 @@ def lacks(entry: Entry, train: TruthSource | None, test: TruthSource | None) -> 
     missing = [
         NEEDS[need] for need, what in TRUTHS.items() if need in entry.needs and any(what not in o.has for o in both)
     ]
-    return f"needs {' and '.join(missing)}" if missing else ""
+    why = SPLIT_BY_SEED if "training" in entry.needs and NEEDS["labels"] in missing else ""
+    return f"needs {' and '.join(missing)}{why}" if missing else ""
 
 
 def measure(

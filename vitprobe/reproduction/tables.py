@@ -44,13 +44,27 @@ def table(entry: Entry, parts: Sequence[tuple[str, str, Found]]) -> dict[str, An
         "columns": [title for title, _, _ in parts],
         "models": [model for _, model, _ in parts],
         "rows": rows,
-        "notes": list(dict.fromkeys(note for title, _, found in parts for note in _notes(title, found))),
+        "notes": _all_notes(parts),
     }
 
 
 def _whole_name(model: str) -> str:
     """Return a model's name with its size: ``dinov2-l14`` of ``dinov2``."""
     return ALIASES[model].alias if model in ALIASES else model
+
+
+def _all_notes(parts: Sequence[tuple[str, str, Found]]) -> list[str]:
+    """Return the notes of all models, each once; a note of some of them alone says of which."""
+    of: dict[str, list[tuple[str, str]]] = {}
+    for title, model, found in parts:
+        for note in dict.fromkeys(_notes(title, found)):
+            of.setdefault(note, []).append((title, model))
+    return [
+        note
+        if len(own) == len(parts) or any(name in note for one in own for name in one)
+        else f"{' and '.join(title for title, _ in own)}: {note}"
+        for note, own in of.items()
+    ]
 
 
 def _notes(title: str, found: Found) -> list[str]:
@@ -112,4 +126,5 @@ def _escaped(text: str) -> str:
 def _number(value: float, unit: str) -> str:
     if unit == "share":
         return f"{value:.1%}" if value == 0 or abs(value) >= 0.001 else f"{value:.2%}"
-    return f"{value:.4g}"
+    is_count = float(value).is_integer() and 1e4 <= abs(value) < 1e9
+    return str(round(value)) if is_count else f"{value:.4g}"

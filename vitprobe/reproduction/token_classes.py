@@ -92,7 +92,10 @@ class TokenClasses(Measurement):
         return (self.draws.test,)
 
     def found(self) -> Found:
-        """Return a row for each task and kind, the difference of outliers and normal patches, and controls."""
+        """Return a row for each task and kind, the difference of outliers and normal patches, and controls.
+
+        Raises `ArgumentError` where no kind of token has images enough.
+        """
         sets, rows, scores, notes = self.draws.sets(), [], [], []
         for task in self.tasks:
             own = {kind: self._classify(task, kind, *pair, notes) for kind, pair in sets.items()}
@@ -103,6 +106,8 @@ class TokenClasses(Measurement):
                 own["random"] = self._classify(task, "random", *control, notes)
             scores += [_score(task, kind, one) for kind, one in own.items() if one is not None]
             rows += self._rows(task, own)
+        if not scores:
+            raise ArgumentError(f"nothing can be read: {'; '.join(gathered(notes))}")
         fitted = fit_options(self.setting, self.options)["solver"]
         summary = {
             **described(self.draws, self.setting, self.options, self.setting.cutoff),
