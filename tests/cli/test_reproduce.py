@@ -85,6 +85,8 @@ def test_a_broken_image_is_named_and_the_rest_is_measured(run, tmp_path):
         (["fig3", "--rule", "many"], "got rule 'many'"),
         (["fig3", "--block", "12", *FEW], "got block '12'; allowed are 0 to 7"),
         (["fig3", "--block", "all", *FEW], "block"),
+        (["fig3", "--block", "99", *FEW], "allowed are 0 to 7, and last"),
+        (["fig3", "--run", "nowhere", *FEW], "got --run nowhere, which no item asked for reads"),
         (["fig3", "--data", "nowhere"], "nowhere"),
         (["fig3", "--limit", "0"], "limit"),
         (["fig3", "-m", "nobody"], "nobody"),

@@ -23,7 +23,7 @@ SUMMARY = {"cells": CELLS, "whole_image_corloc": 0.1, "best": 3, "grid": [4, 4]}
 def test_cells_lie_by_bias_and_centring_with_their_numbers():
     display = SweepDisplay(SUMMARY, "keys", 11, "a model").plot(limit=0.8)
     assert display.image_.get_array().tolist() == [[0.02, 0.4], [0.616, 0.0]] and display.image_.norm.vmax == 0.8
-    assert [text.get_text() for text in display.texts_] == ["2", "40", "62", "0"]
+    assert [text.get_text() for text in display.texts_] == ["2.0", "40.0", "61.6", "0"]
     assert [text.get_weight() for text in display.texts_] == ["normal", "normal", "bold", "normal"]
     assert [text.get_text() for text in display.ax_.get_xticklabels()] == ["0", "−0.2"]
     (frame,) = display.ax_.patches

@@ -44,7 +44,9 @@ def test_it_is_open_clips_own_computation(clip, prompts):
     templates = OPENAI_IMAGENET_TEMPLATES if prompts == "openai80" else ["a photo of a {}"]
     weights = build_zero_shot_classifier(own, open_clip.get_tokenizer(f"local-dir:{clip}"), NAMES, templates)
     backbone = backbones.load(str(clip))
-    described = describe(find_text(backbone.spec), fill_prompts(NAMES, prompts))
+    told: list[int] = []
+    described = describe(find_text(backbone.spec), fill_prompts(NAMES, prompts), told.append)
+    assert sum(told) == len(NAMES) * len(templates)
     assert described.numpy() == pytest.approx(weights.T.numpy(), abs=1e-5)
     reader = ZeroShotReader({"class": described})
     run_pass(backbone, batches(60), [reader])

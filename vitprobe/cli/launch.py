@@ -26,7 +26,8 @@ def one_voice() -> Iterator[None]:
     """Silence all processes but the main one, and have the main one clean up where the launcher ends it."""
     rank, world = launched()
     if world == 1:
-        yield
+        with _cleaning_up():
+            yield
         return
     if rank == 0:
         signal.signal(signal.SIGTERM, _stop)
@@ -38,6 +39,25 @@ def one_voice() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself now, with its own exit code
         if rank and sys.exc_info()[0] is not None and not _connected():
             time.sleep(LINGER)
+
+
+@contextmanager
+def _cleaning_up() -> Iterator[None]:
+    """Have a process that is told to end, by a batch scheduler or ``timeout``, leave as little behind as by Ctrl-C."""
+    try:
+        before = signal.signal(signal.SIGTERM, _end)
+    except ValueError:  # not the main thread: signals are someone else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end(number: int, _frame: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def _stop(_signal: int, _frame: Any) -> None:

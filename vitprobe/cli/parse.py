@@ -56,14 +56,15 @@ def formats(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name != "none")
 
 
-def blocks(text: str, num_blocks: int) -> tuple[int, ...]:
-    """Read ``--block``: the blocks at which evidence is gathered, the summary's last."""
-    if text == "all":
+def blocks(text: str, num_blocks: int, *, several: bool = True) -> tuple[int, ...]:
+    """Read ``--block``: the blocks at which evidence is gathered, the summary's last; one alone without ``several``."""
+    if text == "all" and several:
         return tuple(range(num_blocks))
     if text == "last":
         return (num_blocks - 1,)
     if not text.isdecimal() or int(text) >= num_blocks:
-        raise ArgumentError(f"got block {text!r}; allowed are 0 to {num_blocks - 1}, last and all")
+        words = "last and all" if several else "and last"
+        raise ArgumentError(f"got block {text!r}; allowed are 0 to {num_blocks - 1}, {words}")
     return (int(text),)
 
 

@@ -81,7 +81,7 @@ class Work:
         weights = parse.one_each(self.options.weights, models) if models else []
         if looks and (len(models) > 1 or trains):
             for model, own in zip(models, weights, strict=True):
-                parse.blocks(self.options.block, self._load(model, {"weights": own}).num_blocks)
+                parse.blocks(self.options.block, self._load(model, {"weights": own}).num_blocks, several=False)
 
     def measure(self, data: str) -> None:
         """Measure all items on one set of images."""
@@ -178,7 +178,7 @@ class Work:
             train=train,
             test=test,
             rule=OutlierRule.parse(options.rule),
-            block=0 if backbone is None else parse.blocks(options.block, backbone.num_blocks)[-1],
+            block=0 if backbone is None else parse.blocks(options.block, backbone.num_blocks, several=False)[-1],
             norms=None,
             seed=options.seed,
             autocast=parse.autocast(options.dtype),
@@ -189,7 +189,9 @@ class Work:
         if backbone is not None:
             backbone.module.to(device)
         try:
-            found = measure(tasks, setting, loaders, progress=echo.progress)
+            found = measure(
+                tasks, setting, loaders, progress=lambda title, n: echo.progress(self._told({"": title})[""], n)
+            )
         finally:
             if backbone is not None:
                 backbone.module.to("cpu")

@@ -37,6 +37,8 @@ def run(options: Options) -> int:
     tasks = with_options(entries, options.choices)
     if options.block == "all":
         raise ArgumentError("got --block all; an item looks at one block: give its number, or last")
+    if options.run is not None and not any("run" in entry.needs for entry in entries):
+        raise ArgumentError(f"got --run {options.run}, which no item asked for reads; leave it out, or ask for fig8")
     formats, out = parse.formats(options.formats), _out(options)
     OutlierRule.parse(options.rule), parse.device(options.device), parse.autocast(options.dtype)
     results.check_free(out)

@@ -54,14 +54,14 @@ class SweepDisplay:
             red, green, blue, _ = matplotlib.colormaps[style.SEQUENTIAL](scale(value))
             is_dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
             look = {"color": "white" if is_dark else "black", "weight": "bold" if (row, col) == best else "normal"}
-            text = f"{100 * value:.3g}" if value < 0.0995 else f"{100 * value:.0f}"
+            text = f"{100 * value:.1f}" if value else "0"
             self.texts_.append(ax.text(col, row, text, ha="center", va="center", fontsize=style.SMALL, **look))
         ax.add_patch(Rectangle((best[1] - 0.5, best[0] - 0.5), 1, 1, fill=False, edgecolor=FOUND, linewidth=1.6))
         ax.set_xticks(range(len(self.biases)), [f"{bias:g}".replace("-", "−") for bias in self.biases])
         ax.set_yticks(range(len(self.centrings)), [WORDS[centring] for centring in self.centrings])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-        ax.set_xlabel("bias on the products of normalised features")
+        ax.set_xlabel("bias on the products of normalised features (framed: the best of the panel)")
         plain = "" if self.plain is None else f"; LOST as published {style.percent(self.plain)}"
         style.note_above(ax, f"{self.place}{plain}; whole image {style.percent(self.whole)}", color=style.FAINT)
         ax.set_title(style.wrap(self.title, style.num_chars(ax, style.LARGE)), parse_math=False, pad=16)

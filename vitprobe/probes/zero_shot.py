@@ -4,7 +4,7 @@ As CLIP does (Radford et al., arXiv 2103.00020, section 3.1): the description of
 embeddings of its prompts, normalised.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,14 +24,23 @@ FEW_TEXTS = 64
 
 
 @torch.inference_mode()
-def describe(text: TextTower, prompts: Sequence[Sequence[str]]) -> Tensor:
-    """Embed the prompts of C classes: (C, E) of length 1, on the device of the text tower."""
+def describe(
+    text: TextTower, prompts: Sequence[Sequence[str]], on_texts: Callable[[int], None] = lambda number: None
+) -> Tensor:
+    """Embed the prompts of C classes: (C, E) of length 1, on the device of the text tower.
+
+    ``on_texts`` is told how many more have been embedded.
+    """
     device = next(text.module.parameters()).device
     flat = [one for own in prompts for one in own]
     if not flat or not all(prompts):
         raise ArgumentError(f"got {len(flat)} prompts for {len(prompts)} classes; give each class one or more")
     parts = [tuple(flat[i : i + FEW_TEXTS]) for i in range(0, len(flat), FEW_TEXTS)]
-    found = torch.cat([text.module(text.tokenize(part).to(device)).float() for part in parts])
+    embedded = []
+    for part in parts:
+        embedded.append(text.module(text.tokenize(part).to(device)).float())  # (n, E)
+        on_texts(len(part))
+    found = torch.cat(embedded)
     means = [own.mean(0) for own in F.normalize(found, dim=-1).split([len(own) for own in prompts])]
     return F.normalize(torch.stack(means), dim=-1)
 

@@ -6,6 +6,7 @@ then one over the test images. `run` does that for one model.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -65,6 +66,15 @@ class Found:
         return cls(rows, {key: value for key, value in summary.items() if key != "rows"}, arrays)
 
 
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Shows how far a thing is: from its title and the number of its parts, a function that advances it."""
+
+
+def in_silence(title: str, number: int) -> AbstractContextManager[Callable[[int], None]]:
+    """Show nothing."""
+    return nullcontext(lambda done: None)
+
+
 @dataclass(frozen=True)
 class Setting:
     """Hold what an item may ask of one model on one set of images."""
@@ -88,6 +98,8 @@ class Setting:
     run: Path | None = None
     """A folder of ``train-registers``, for items that read one."""
     shared: dict[Hashable, Reader] = field(default_factory=dict)
+    progress: Progress = in_silence
+    """For what an item does before its images pass, and that takes minutes."""
 
     @property
     def cutoffs(self) -> tuple[float | None, ...]:

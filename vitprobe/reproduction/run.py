@@ -1,7 +1,6 @@
 """Measure several items of one model on one set of images, with as few forward passes as they need."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,15 +14,13 @@ from vitprobe.probes.batch import Batch
 from vitprobe.probes.norms import NormReader
 from vitprobe.probes.passes import Reader, run_pass
 from vitprobe.recorder import Recorder, Site
-from vitprobe.reproduction.base import Found, Item, Setting
+from vitprobe.reproduction.base import Found, Item, Progress, Setting
 from vitprobe.reproduction.table import NEEDS, Entry
 from vitprobe.reproduction.trusted import TrustedLoader
 
 TRUTHS = {"labels": "labels", "masks": "masks", "depth": "depth", "boxes": "boxes"}
 """What a set of images must have, by what an item needs."""
 SPLIT_BY_SEED = " (a set that is split by seed must leave an image of each class to train on)"
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Shows how far a pass is: from its title and the number of images, a function that advances it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def measure(
     if setting.backbone is not None and setting.test is not None:
         norms = NormReader(setting.backbone, blocks=[setting.block], seed=setting.seed)
         _pass("norms", setting, loaders["test"], [_Guard("norms", norms, setting.backbone)], progress)
-        setting = replace(setting, norms=norms.accumulator.result(setting.rule, point=setting.block))
+        setting = replace(setting, progress=progress, norms=norms.accumulator.result(setting.rule, point=setting.block))
     found: dict[str, Found | str] = {}
     started: dict[str, Any] = {}
     guards: dict[int, _Guard] = {}

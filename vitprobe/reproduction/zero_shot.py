@@ -51,7 +51,9 @@ class ZeroShot(Measurement):
         if not self.prompts:
             raise ArgumentError(f"nothing can be said of the classes of {setting.test.name}: {'; '.join(self.notes)}")
         text.module.to(next(setting.backbone.module.parameters()).device)
-        self.reader = ZeroShotReader({task: describe(text, own) for task, own in self.prompts.items()})
+        number = sum(len(said) for own in self.prompts.values() for said in own)
+        with setting.progress(f"{setting.model}: descriptions", number) as advance:
+            self.reader = ZeroShotReader({task: describe(text, own, advance) for task, own in self.prompts.items()})
 
     def test_readers(self) -> Sequence[Reader]:
         """Return what finds the nearest description."""
