@@ -40,6 +40,8 @@ TRUE_SIZES = {
     "timm:vit_medium_patch16_rope_reg1_gap_256": 256,
     "timm:vit_small_patch8_224.dino": 64,
     "open_clip:ViT-B-32/openai": 96,
+    "timm:vit_tiny_r_s16_p8_224": 224,
+    "timm:vit_small_r26_s32_224": 128,
     "reference-vit-ti": 224,
     "reference-vit-s": 96,
 }

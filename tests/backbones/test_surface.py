@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from open_clip.model import resize_pos_embed
-from timm.layers import HybridEmbed
+from timm.layers import HybridEmbed, PatchEmbed, resample_abs_pos_embed
 from torch import Tensor, nn
 
 from vitprobe.backbones import load
@@ -221,11 +221,26 @@ def test_what_cannot_be_embedded_or_pooled_is_refused(make_tiny: Callable) -> No
     dropping.module.train()
     with pytest.raises(ArgumentError, match="drops patches while it trains"):
         dropping.tokens(noise(1, 3, 32, 32))
+    odd = create("scenes-tiny")
+    odd.module.patch_embed.__class__ = type("OddEmbed", (PatchEmbed,), {})
+    with pytest.raises(ArgumentError, match="embeds patches by a OddEmbed: give 32 x 32 px, not 32 x 64 px"):
+        odd.tokens(noise(1, 3, 32, 64))
+
+
+@torch.no_grad()
+def test_a_hybrid_reads_other_sizes(stir: Callable) -> None:
+    """Its ResNet takes any; positions are resized as timm does when it loads weights into a model of that size."""
     hybrid = create("vit_tiny_r_s16_p8_224", image_size=(64, 64), overrides={"depth": 1})
+    stir(hybrid.module, 2)
     assert type(hybrid.patch_embedding) is HybridEmbed
     assert torch.equal(hybrid.tokens(noise(1, 3, 64, 64)), hybrid.module.forward_features(noise(1, 3, 64, 64)))
-    with pytest.raises(ArgumentError, match="embeds patches by a HybridEmbed: give 64 x 64 px, not 64 x 96 px"):
-        hybrid.tokens(noise(1, 3, 64, 96))
+    other = create("vit_tiny_r_s16_p8_224", image_size=(64, 128), overrides={"depth": 1})
+    state, table = hybrid.module.state_dict(), hybrid.module.pos_embed
+    table = resample_abs_pos_embed(table, new_size=[2, 4], old_size=[2, 2], num_prefix_tokens=1)
+    other.module.load_state_dict(state | {"pos_embed": table})
+    images = noise(2, 3, 64, 128)
+    assert torch.allclose(hybrid.tokens(images), other.module.forward_features(images), atol=1e-5)
+    assert hybrid.layout((64, 128)).grid == (2, 4) == other.layout().grid
 
 
 @pytest.mark.parametrize("name", [*FEW, "clip-average", "clip-attention-pool", "timm-fc-norm"])

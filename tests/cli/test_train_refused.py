@@ -96,7 +96,7 @@ MODELS = [
     (f"{LOADED}/other.safetensors", "other.safetensors does not fit timm:vit_tiny_patch16_224"),
     (f"{LOADED}/broken.safetensors", "broken.safetensors"),
     (f"{LOADED}/none.safetensors", "none.safetensors"),
-    ("--model timm:resnet18 --weights random", "is a ResNet, no plain ViT"),
+    ("--model timm:resnet18 --weights random", "is a convolutional network, without tokens: it takes no registers"),
     ("--model nonsense", "got model 'nonsense'"),
     ("--arch nonsense", "no architecture nonsense"),
     ("--model organism --arch scenes-tiny", "give one of them"),

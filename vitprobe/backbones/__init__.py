@@ -19,7 +19,7 @@ from vitprobe.backbones.zoo import (
     SHIPPED,
     read_config,
 )
-from vitprobe.errors import ArgumentError, WeightsError
+from vitprobe.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vitprobe.backbones.base import Backbone
@@ -44,8 +44,9 @@ def load(
     come to another size, ``timm`` or, for DINOv2 without registers, ``official``. Raises `ArgumentError` for a name,
     size or way that is not allowed, `WeightsError` where weights cannot be had.
     """
-    if weights not in ("hub", "random") and not Path(weights).is_file():
-        raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
+    from vitprobe.backbones.weights import check_weights
+
+    check_weights(weights)
     if pos_embed not in ("timm", "official"):
         raise ArgumentError(f"got positions {pos_embed!r}; allowed are timm and official")
     backbone = _load(name, weights=weights, image_size=image_size, seed=seed, pos_embed=pos_embed)

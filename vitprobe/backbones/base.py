@@ -1,87 +1,29 @@
 """What every backbone can be asked: run it, where its tokens are, which module to watch, its attention rows."""
 
-import hashlib
 import math
-import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import MappingProxyType
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitprobe.backbones.weights import SUFFIXES
+from vitprobe.backbones.trunk import ModelSpec as ModelSpec
+from vitprobe.backbones.trunk import Transform as Transform
+from vitprobe.backbones.trunk import Trunk
+from vitprobe.backbones.trunk import digest_module as digest_module
 from vitprobe.errors import ArgumentError, RecordingError
 from vitprobe.tokens import TokenLayout
 
-MADE = ("random", "planted", "nothing planted")
-"""How ``weights`` begin where nobody trained them; every figure's title says so."""
 
-
-@dataclass(frozen=True)
-class ModelSpec:
-    """Say exactly which model a result came from; stored in every checkpoint and result."""
-
-    name: str
-    """What the user asked for, e.g. ``dinov2-l14``."""
-    library: str
-    """``timm``, ``open_clip`` or ``vitprobe`` (organisms, what is shipped, the reference ViT)."""
-    architecture: str
-    """The library's name of the architecture."""
-    weights: str
-    """Pretrained tag, file name, ``random (seed 0)`` or ``planted (seed 0)``."""
-    digest: str
-    """sha256 of the parameters and buffers as they are used, after any resizing."""
-    image_size: tuple[int, int]
-    """(height, width) in pixels."""
-    num_registers: int
-    paradigm: str = "unknown"
-    """``supervised``, ``text-supervised``, ``self-supervised``, ``planted`` or ``unknown``."""
-    pos_embed: str = "timm"
-    """How positions came to another image size: ``timm`` (the library's own way) or ``official`` (DINOv2's hub)."""
-
-    @property
-    def title(self) -> str:
-        """The name for a figure's title; says so where the weights are random, planted or from a file."""
-        if self.weights.startswith(MADE):
-            return f"{self.name}, {self.weights.split(' (')[0]}"
-        return f"{self.name}, {self.weights}" if self.weights.endswith(SUFFIXES) else self.name
-
-
-@dataclass(frozen=True)
-class Transform:
-    """A model's own evaluation transform, with the numbers needed to undo its normalisation."""
-
-    apply: Callable[..., Tensor]
-    """PIL image -> (3, height, width) float tensor."""
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, image: object) -> Tensor:
-        return self.apply(image)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Undo the normalisation: (B, 3, H, W) as the model sees it -> the same in [0, 1]."""
-        mean = images.new_tensor(self.mean).view(1, 3, 1, 1)
-        std = images.new_tensor(self.std).view(1, 3, 1, 1)
-        return (images * std + mean).clamp(0, 1)
-
-
-class Backbone(ABC):
+class Backbone(Trunk):
     """Wrap a vision tower so that probes need not know which library it came from.
 
     Subclasses are final. A subclass states the layout of its tokens and the modules to watch; it refuses, by name,
     what it cannot state, and checks its attention arithmetic once, when it is built (`check_attention`).
     """
 
-    spec: ModelSpec
-    module: nn.Module
-    transform: Transform
-    num_blocks: int
     num_heads: int
-    width: int
     patch_size: tuple[int, int]
     """(height, width) of a patch in pixels."""
     final_norm: nn.Module | None
@@ -91,10 +33,6 @@ class Backbone(ABC):
 
     An adapter that names any takes them, as the model passed them, in `query_key_value` and `run_attention`.
     """
-    parameter_patterns: Mapping[str, str]
-    """What `parameter_names` looks for, by kind; that of ``block`` has the block's number as its first group."""
-    model_args: Mapping[str, Any] = MappingProxyType({})
-    """What the library must be told, beside the architecture's name, to build this model again."""
 
     @abstractmethod
     def layout(self, image_size: tuple[int, int] | None = None) -> TokenLayout:
@@ -149,10 +87,6 @@ class Backbone(ABC):
         q, k, _ = self.query_key_value(index, x, **context)
         return pattern_rows(q, k, queries)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Run the tower as its library does: (B, 3, height, width) -> its pooled output."""
-        return self.module(images)
-
     @abstractmethod
     def tokens(self, images: Tensor, *, masked: Tensor | None = None, mask_token: Tensor | None = None) -> Tensor:
         """Compute all tokens, CLS and registers included: (B, 3, height, width) -> (B, T, D), with gradients.
@@ -167,49 +101,9 @@ class Backbone(ABC):
     def pool(self, tokens: Tensor, layout: TokenLayout) -> Tensor:
         """Pool what `tokens` gave to the features that the model's own head reads: (B, T, D) -> (B, D)."""
 
-    @abstractmethod
-    def features(self, images: Tensor) -> Tensor:
-        """Compute one vector an image, (B, D'): what the head reads, or, of a CLIP tower, its embedding."""
-
-    def reset_head(self, num_classes: int, *, seed: int = 0) -> None:
-        """Put a new head of ``num_classes`` outputs, or none for 0, in place of the model's own."""
-        if type(num_classes) is not int or num_classes < 0:
-            raise ArgumentError(f"got a head of {num_classes!r} classes; give a whole number, 0 for none")
-        self.replace_head(num_classes, torch.Generator().manual_seed(seed))
-        self.spec = replace(self.spec, digest=digest_module(self.module))
-
-    @abstractmethod
-    def replace_head(self, num_classes: int, generator: torch.Generator) -> None:
-        """Do what `reset_head` says; the weights come from the generator, which is the CPU's."""
-
     def add_registers(self, values: Tensor) -> None:
         """Put registers, (R, D), into a module that has none. Raises `ArgumentError` where it has no place for them."""
         raise ArgumentError(f"{self.spec.name} has no place for registers; timm's ViTs and open_clip's have")
-
-    def parameter_names(self, kind: str) -> tuple[str, ...]:
-        """Name the parameters of one kind as ``module.named_parameters`` does; empty where the model has none.
-
-        Kinds: registers, cls, positions, patch_embedding, block:0 and on, last_block, final_norm (of tokens or of the
-        pooled vector), head, layer_scale. Raises `ArgumentError` for any other.
-        """
-        name, _, number = (f"block:{self.num_blocks - 1}" if kind == "last_block" else kind).partition(":")
-        if (name == "block") != number.isdecimal() or name not in self.parameter_patterns:
-            raise ArgumentError(f"got {kind!r}; kinds: last_block, {', '.join(self.parameter_patterns)} (as block:0)")
-        index = str(self.check_block(int(number))) if number else None
-        found = ((n, re.fullmatch(self.parameter_patterns[name], n)) for n, _ in self.module.named_parameters())
-        return tuple(n for n, match in found if match and (index is None or match[1] == index))
-
-    def rewrap(self, module: nn.Module, spec: ModelSpec) -> "Backbone":
-        """Wrap a copy or a variant of the module in an adapter of the same family, `model_args` and all."""
-        backbone = type(self)(module, spec, self.transform)
-        backbone.model_args = dict(self.model_args)
-        return backbone
-
-    def check_block(self, index: int) -> int:
-        """Return ``index`` if it names a block. Raises `ArgumentError` otherwise."""
-        if not 0 <= index < self.num_blocks:
-            raise ArgumentError(f"got block {index}; {self.spec.name} has blocks 0 to {self.num_blocks - 1}")
-        return index
 
     @torch.no_grad()
     def check_attention(self, *, tolerance: float = 1e-4) -> None:
@@ -276,16 +170,6 @@ def absorbed_rows(x: Tensor, queries: Sequence[int], *, weight: Tensor, bias: Te
         u = torch.einsum("bqhd,hde->bhqe", q, w_k)  # (B, H, Q, D)
         scores = u.flatten(1, 2) @ x.transpose(1, 2)  # (B, H*Q, T)
         return scores.unflatten(1, (num_heads, -1)).softmax(dim=-1)  # (B, H, Q, T)
-
-
-def digest_module(module: nn.Module) -> str:
-    """Hash the parameters and buffers of a module, names, types and bytes, in the order of their names (sha256)."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().view(-1)
-        sha.update(memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else b"")
-    return sha.hexdigest()
 
 
 def check_image_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:

@@ -1,47 +1,33 @@
 """Build a ViT from scratch: any plain ViT of timm, with timm's own keywords, a small one for scenes, the reference."""
 
 import difflib
-import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 
 from vitprobe.backbones.base import Backbone, ModelSpec, check_image_size, digest_module
 from vitprobe.backbones.reference import create_reference
+from vitprobe.backbones.timm_build import SCENES, Preset, build_new, check_keywords, timm_transform
 from vitprobe.backbones.timm_tower import num_registers
-from vitprobe.backbones.timm_vit import adapter_for, look, timm_transform
+from vitprobe.backbones.timm_vit import adapter_for, look
 from vitprobe.backbones.zoo import REFERENCES
 from vitprobe.errors import ArgumentError
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Name a small architecture: timm's name, and what timm is told beside it."""
-
-    architecture: str
-    image_size: tuple[int, int]
-    model_args: Mapping[str, Any]
-    data: Mapping[str, Any] = field(default_factory=dict)
-    """Of timm's config of the evaluation transform."""
-
-
-_SCENES = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}
 _SMALL_ARGS = {"patch_size": 4, "num_heads": 4, "init_values": 0.1}
 
 SMALL: dict[str, Preset] = {
-    "scenes-tiny": Preset("vit_tiny_patch16_224", (32, 32), {**_SMALL_ARGS, "embed_dim": 96, "depth": 8}, data=_SCENES),
+    "scenes-tiny": Preset("vit_tiny_patch16_224", (32, 32), {**_SMALL_ARGS, "embed_dim": 96, "depth": 8}, data=SCENES),
     "scenes-small": Preset(
-        "vit_tiny_patch16_224", (32, 32), {**_SMALL_ARGS, "embed_dim": 128, "depth": 12}, data=_SCENES
+        "vit_tiny_patch16_224", (32, 32), {**_SMALL_ARGS, "embed_dim": 128, "depth": 12}, data=SCENES
+    ),
+    "scenes-hybrid": Preset(
+        "vit_tiny_r_s16_p8_224", (32, 32), {**_SMALL_ARGS, "patch_size": 1, "embed_dim": 96, "depth": 7}, data=SCENES
     ),
 }
-"""ViTs for images of 32 px, of 0.9 and 2.4 million parameters; images are resized to 32 x 32, whatever their sides."""
-
-RESERVED = {"img_size": "image_size", "num_classes": "num_classes", "in_chans": "three channels, always"}
-"""Keywords of timm that have a place of their own."""
+"""ViTs for images of 32 px, of 0.9 and 2.4 million parameters, and a hybrid of 0.8 million that embeds the output of a
+ResNet's stem; all have 8 x 8 patches. Images are resized to 32 x 32, whatever their sides."""
 
 
 def create(
@@ -68,7 +54,7 @@ def create(
     architecture = preset.architecture if preset else arch
     seen = _look(arch, architecture)
     args = {**(preset.model_args if preset else {}), **overrides}
-    _check_keywords(arch, args, type(seen))
+    check_keywords(arch, args, type(seen))
     patch = _pair(args.get("patch_size", seen.patch_embed.patch_size))
     native = preset.image_size if preset else tuple(seen.patch_embed.img_size)
     size = check_image_size(image_size or native, patch)
@@ -79,7 +65,7 @@ def create(
     if type(num_classes) is not int or num_classes < 0:
         raise ArgumentError(f"got a head of {num_classes!r} classes; give a whole number, 0 for none")
     data = {**(preset.data if preset else {}), "input_size": (3, *size)}
-    module = _build(arch, architecture, {**args, "img_size": size, "num_classes": num_classes}, data=data, seed=seed)
+    module = build_new(arch, architecture, {**args, "img_size": size, "num_classes": num_classes}, data=data, seed=seed)
     made = f"random (seed {seed})"
     spec = ModelSpec(arch, "timm", architecture, made, digest_module(module), size, num_registers(module))
     backbone = adapter_for(module, arch)(module, spec, timm_transform(module, size))
@@ -99,16 +85,6 @@ def _look(arch: str, architecture: str) -> nn.Module:
     return look(spec, architecture)
 
 
-def _check_keywords(arch: str, args: Mapping[str, Any], model: type[nn.Module]) -> None:
-    allowed = [name for name in inspect.signature(model).parameters if name not in ("device", "dtype", *RESERVED)]
-    for name in args:
-        if name in RESERVED:
-            raise ArgumentError(f"got {name} for {arch} among timm's keywords; it is set elsewhere: {RESERVED[name]}")
-        if name not in allowed:
-            near = difflib.get_close_matches(name, allowed, n=3) or allowed[:3]
-            raise ArgumentError(f"timm's {model.__name__} ({arch}) takes no {name}; near it: {', '.join(near)}")
-
-
 def _check_sizes(arch: str, sizes: dict[str, Any], *, turns: bool) -> None:
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
@@ -119,19 +95,6 @@ def _check_sizes(arch: str, sizes: dict[str, Any], *, turns: bool) -> None:
         raise ArgumentError(f"{arch} has width {width} and {heads} heads, which must divide it, as {near} do")
     if turns and (width // heads) % 4:  # by rotary positions, pairs of dimensions for rows and for columns
         raise ArgumentError(f"{arch} has heads of width {width // heads}; its rotary positions need a multiple of 4")
-
-
-def _build(arch: str, architecture: str, args: dict[str, Any], *, data: dict[str, Any], seed: int) -> nn.Module:
-    import timm
-
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators' too
-            return timm.create_model(architecture, pretrained=False, pretrained_cfg_overlay=data, **args).eval()
-    except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        detail = " ".join(str(error).split())[:200] or type(error).__name__
-        given = ", ".join(f"{name}={value}" for name, value in args.items())
-        raise ArgumentError(f"timm cannot build {arch} with {given} ({detail})") from error
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -16,12 +16,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.conv_net import ConvNet
 from vitprobe.backbones.open_clip_files import CONFIG, WEIGHTS
 from vitprobe.backbones.open_clip_vit import PREPROCESS, OpenClipViT
 from vitprobe.backbones.reference import ReferenceViT
 from vitprobe.backbones.reference_names import timm_args, timm_state
 from vitprobe.backbones.timm_eva import TimmEva
 from vitprobe.backbones.timm_tower import num_registers
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.errors import ArgumentError, OutputError
 
 PLAIN = "vit_base_patch16_224"
@@ -38,11 +40,12 @@ SWAPS = (
     (r"\.attn\.out_proj\.", ".attn.proj."), (r"\.mlp\.c_fc\.", ".mlp.fc1."), (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )  # fmt: skip
 """open_clip's names of weights and timm's."""
-REFERENCE = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}
-"""timm's names for two sizes of the reference ViT."""
+REFERENCE = {192: "vit_tiny_patch16_224", 384: "vit_small_patch16_224"}  # timm's names, by the reference's width
 POOLS = {"tok": "token", "avg": "avg"}
 DATA = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"}
 """timm's keywords of its evaluation transform, saying what open_clip's does, and the organisms'."""
+NAMES = {"first_conv": "patch_embed.proj", "classifier": "head"}
+RATES = ("drop_rate", "drop_path_rate")  # of training alone
 
 
 @dataclass(frozen=True)
@@ -58,17 +61,17 @@ class _Tower:
     """Largest difference between the outputs of what timm builds and the own, relative to the largest output."""
 
 
-def export(backbone: Backbone, folder: Path, *, classes: Sequence[str] = (), card: str = "") -> None:
+def export(backbone: Trunk, folder: Path, *, classes: Sequence[str] = (), card: str = "") -> None:
     """Write ``model.safetensors``, ``config.json`` and, where ``card`` has text, ``README.md`` into a folder.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True)`` then gives the same outputs, and so does
     `vitprobe.backbones.load`. Weights are saved as float32; the same backbone gives the same bytes. A tower of
     open_clip is written as timm's equal, its projection as a head without bias; the reference ViT in timm's names, and
-    what opens it is timm's ViT. ``classes``: names of the outputs.
+    what opens it is timm's ViT; what opens a convolutional network is `conv_net.load_conv`. ``classes``: their names.
     What timm would build is compared with the backbone before anything is written. Raises `ArgumentError` for a tower
     that timm cannot hold or names that are not as many as the outputs, `OutputError` where the disk refuses.
     """
-    towers = {OpenClipViT: _open_clip_tower, ReferenceViT: _reference_tower}
+    towers = {OpenClipViT: _open_clip_tower, ReferenceViT: _reference_tower, ConvNet: _conv_tower}
     tower = towers.get(type(backbone), _timm_tower)(backbone)
     number = tower.args["num_classes"]
     if classes and len(classes) != number:
@@ -83,9 +86,9 @@ def export(backbone: Backbone, folder: Path, *, classes: Sequence[str] = (), car
         **({"label_names": list(classes)} if classes else {}),
         "model_args": tower.args,
         "pretrained_cfg": {
-            "custom_load": False, "input_size": [3, *size], "fixed_input_size": not tower.args["dynamic_img_size"],
-            **tower.data, "mean": list(transform.mean), "std": list(transform.std), "num_classes": number,
-            "pool_size": None, "first_conv": "patch_embed.proj", "classifier": "head",
+            "custom_load": False, "input_size": [3, *size], "num_classes": number, "pool_size": None,
+            "fixed_input_size": tower.args.get("dynamic_img_size") is False,  # a convolutional network takes any
+            "mean": list(transform.mean), "std": list(transform.std), **NAMES, **tower.data,
         },
     }  # fmt: skip
     texts = {"config.json": _json(config, backbone), **({"README.md": card} if card else {})}
@@ -132,8 +135,10 @@ def _timm_tower(backbone: Backbone) -> _Tower:
     named = cfg.get("architecture")
     if is_eva and not named:
         raise ArgumentError(f"{backbone.spec.name} is an Eva that timm did not build by a name; load one by its name")
-    said = {k: v for k, v in backbone.model_args.items() if not k.endswith(("drop_rate", "drop_path_rate"))}
-    args = {**({} if named else _plain_args(module)), **said}
+    args = {
+        **({} if named else _plain_args(module)),
+        **{k: v for k, v in backbone.model_args.items() if not k.endswith(RATES)},
+    }
     args |= {
         "img_size": list(backbone.spec.image_size), "patch_size": _side(module.patch_embed.patch_size),
         "embed_dim": backbone.width, "depth": backbone.num_blocks, "num_heads": backbone.num_heads,
@@ -148,8 +153,15 @@ def _timm_tower(backbone: Backbone) -> _Tower:
     if backbone.parameter_names("layer_scale"):  # its values are among the weights: any number makes it be built
         args.setdefault("init_values", getattr(block, "init_values", None) or 1e-5)
     data = {key: cfg.get(key, by_default) for key, by_default in DATA.items()}
-    named = named or TOWERS.get((block.norm1.eps, "gelu"), PLAIN)
-    return _Tower(named, args, _plain(module.state_dict()), data, tolerance=1e-6)
+    return _Tower(named or TOWERS.get((block.norm1.eps, "gelu"), PLAIN), args, _plain(module.state_dict()), data, 1e-6)
+
+
+def _conv_tower(conv: ConvNet) -> _Tower:
+    """Say a convolutional network in the name that timm built it by and the keywords given beside."""
+    cfg, said = conv.module.pretrained_cfg, {k: v for k, v in conv.model_args.items() if not k.endswith(RATES)}
+    args = {"global_pool": "avg", **said, "num_classes": conv.module.num_classes}
+    data = {key: cfg.get(key, by_default) for key, by_default in (DATA | NAMES).items()}
+    return _Tower(cfg["architecture"], args, _plain(conv.module.state_dict()), data, tolerance=1e-6)
 
 
 def _plain_args(module: nn.Module) -> dict[str, Any]:
@@ -231,7 +243,7 @@ def _activation(backbone: OpenClipViT) -> str:
 
 
 @torch.no_grad()
-def _check(backbone: Backbone, tower: _Tower) -> None:
+def _check(backbone: Trunk, tower: _Tower) -> None:
     """Raise `ArgumentError` where timm builds something else of what is to be written."""
     import timm
 
@@ -267,7 +279,7 @@ def _side(size: Sequence[int]) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def _json(body: Mapping[str, Any], backbone: Backbone) -> str:
+def _json(body: Mapping[str, Any], backbone: Trunk) -> str:
     try:
         return json.dumps(body, indent=2) + "\n"
     except TypeError as error:

@@ -99,10 +99,10 @@ class TimmTower(Backbone):
 
     def _embed(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
         """Embed the patches of images of any size, (B, P, D), through the module's own parts."""
-        from timm.layers import PatchEmbed
+        from timm.layers import HybridEmbed, PatchEmbed
 
         embed = self.module.patch_embed
-        if grid == tuple(embed.grid_size) or not embed.strict_img_size:
+        if grid == tuple(embed.grid_size) or not embed.strict_img_size or type(embed) is HybridEmbed:
             return self.patch_tokens(embed(images))
         if type(embed) is not PatchEmbed:
             size, got = ("{} x {} px".format(*side) for side in (self.spec.image_size, images.shape[-2:]))

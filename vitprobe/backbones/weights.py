@@ -14,6 +14,12 @@ from vitprobe.errors import WeightsError
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
+def check_weights(weights: str) -> None:
+    """Raise `WeightsError` unless ``weights`` is ``hub``, ``random`` or a file that exists."""
+    if weights not in ("hub", "random") and not Path(weights).is_file():
+        raise WeightsError(f"got weights {weights!r}; allowed are hub, random, or a file that exists")
+
+
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a ``.safetensors`` file, or of a ``.pt``, ``.pth``, ``.bin`` file with ``weights_only=True``.
 

@@ -66,7 +66,7 @@ def _lasting(text: str) -> str:
 
 def _refuse_infinite(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple | list) else (value,)
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
             raise ArgumentError(f"got {name} {value}; give a finite number")
 

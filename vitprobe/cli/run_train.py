@@ -1,21 +1,17 @@
 """The body of ``vitprobe train-registers``: resolve, train each variant, compare, echo."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vitprobe import results
-from vitprobe.backbones.base import ModelSpec, digest_module
+from vitprobe.backbones.conv_net import is_conv
 from vitprobe.cli import echo, parse, parse_train
-from vitprobe.cli.run_train_compare import finish, look
-from vitprobe.cli.session import slug
+from vitprobe.cli.run_folder import new_folder, refuse_used, same_images, stored_options
+from vitprobe.cli.run_train_compare import finish, look, trained_spec
 from vitprobe.cli.train_progress import plans, training
 from vitprobe.errors import ArgumentError, ExitCode, VitprobeError
 from vitprobe.probes.shards import Shards
-from vitprobe.training import checkpoint
-from vitprobe.training.build import Built, build, sizes
+from vitprobe.training.build import build, sizes
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
@@ -24,6 +20,8 @@ from vitprobe.training.loop import Stopped, train
 from vitprobe.training.metrics import writer
 from vitprobe.training.recipes import refuse_unread, resolve, with_steps
 from vitprobe.training.variants import variants
+
+COMMAND = "train-registers"
 
 
 def run(
@@ -41,11 +39,13 @@ def run(
     config = _resumed(asked, resume, out) if resume is not None else resolve(given)
     refuse_unread(given, config)
     if not dry_run:
-        _refuse_used(out)
+        refuse_used(out)
     engine = Engine.open(config)
     with Shards.open(str(engine.device)) as shards:
         if engine.world != shards.world:
             raise VitprobeError(f"{shards.world} processes were started and {engine.world} joined; try --device cpu")
+        if is_conv(name := config.model or config.arch):
+            raise ArgumentError(f"{name} is a convolutional network, without tokens: it takes no registers; give a ViT")
         size, patch = shards.first_here(lambda: sizes(config))
         data = shards.first_here(lambda: open_data(config, size, patch))
         if resume is None:
@@ -87,7 +87,7 @@ def _train_all(
         if parts is not None:
             missing = [one for part, _ in parts for one in part]
             digests = [digest for _, part in parts for digest in part]
-            specs[variant.name] = _spec(built, config)
+            specs[variant.name] = trained_spec(built)
             found.append(look(built, evaluation, folder, engine.autocast))
         del built
         engine.accelerator.free_memory()  # it keeps what it has wrapped
@@ -100,19 +100,8 @@ def _train_all(
     return shards.on_main(lambda: ExitCode.PARTIAL if skipped else ExitCode.DONE)
 
 
-def _spec(built: Built, config: TrainConfig) -> ModelSpec:
-    """Return what the measured model is now: its weights are not those that it began with."""
-    backbone = (built.spare or built.objective).variant()
-    trained = f"trained {config.steps} steps ({config.objective}) from {backbone.spec.weights}"
-    return replace(backbone.spec, weights=trained, digest=digest_module(backbone.module))
-
-
 def _resumed(asked: Mapping[str, Any], resume: Path, out: Path | None) -> TrainConfig:
-    given = [name for name, value in asked.items() if value not in (None, []) and (name, value) != ("control", True)]
-    if given or out is not None:
-        extra = "--no-control" if given == ["control"] else f"--{(given or ['out'])[0].replace('_', '-')}"
-        raise ArgumentError(f"got {extra} with --resume, which goes on with the options stored in {resume}")
-    return TrainConfig.from_dict(checkpoint.read_run(resume)["options"])
+    return TrainConfig.from_dict(stored_options(COMMAND, asked, resume, out, flags=("control",)))
 
 
 def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Shards) -> None:
@@ -133,33 +122,6 @@ def _check(config: TrainConfig, data: Data, num_held_out: int | None, shards: Sh
 
 
 def _directory(config: TrainConfig, data: Data, out: Path | None, resume: Path | None) -> Path:
-    """Return the run's folder, with the options in it.
-
-    Raises `ArgumentError` where something else is there, or a resumed run finds other images than it began with.
-    """
     if resume is not None:
-        if checkpoint.read_run(resume).get("images") != data.digest():
-            raise ArgumentError(f"the images of the run in {resume} have changed since it began; start another run")
-        return resume
-    name = slug(config.model or config.arch)[:80]
-    directory = out or Path("runs") / "train-registers" / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    _refuse_used(directory)
-    _write_options(directory, config, data)
-    return directory
-
-
-def _refuse_used(directory: Path | None) -> None:
-    if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        hint = f"--resume {directory}" if (directory / "run.json").exists() else "--out a new or empty folder"
-        raise ArgumentError(f"{directory} exists and is not empty; give {hint}")
-
-
-def _write_options(directory: Path, config: TrainConfig, data: Data) -> None:
-    body = {
-        "schema": "vitprobe.train-registers.options/1",
-        "options": config.as_dict(),
-        "images": data.digest(),
-        "versions": results.versions(),
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-    }
-    checkpoint.write_text(directory / "run.json", results.to_json(body) + "\n")
+        return same_images(COMMAND, resume, data.digest())
+    return new_folder(COMMAND, config.model or config.arch, out, config.as_dict(), data.digest())

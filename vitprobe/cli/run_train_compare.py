@@ -2,18 +2,20 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vitprobe import results
+from vitprobe.backbones.base import Backbone, ModelSpec, digest_module
 from vitprobe.cli import echo_train
 from vitprobe.cli.train_result import write_comparison
-from vitprobe.probes.attention import measure_attention
+from vitprobe.probes.attention import AttentionMaps, measure_attention
 from vitprobe.probes.comparison import VariantResult
 from vitprobe.probes.curves import Curve
+from vitprobe.probes.norm_stats import NormStats
 from vitprobe.probes.norms import NUM_QUERIES
 from vitprobe.probes.outliers import OutlierRule
 from vitprobe.training.build import Built
@@ -33,16 +35,9 @@ def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dty
     Outliers in the maps are those over the cutoff that the norms of all held-out images gave, or none.
     """
     backbone = (built.spare or built.objective).variant()
-    shown = built.held_out.reader
-    number = len(shown.images)
-    spread = sorted({(2 * i + 1) * number // (2 * NUM_MAPS) for i in range(NUM_MAPS)})
-    few = Reader(shown.images, shown.transform, NUM_MAPS, 0, spread)
     backbone.module.eval()
     uncompile(backbone.module)
-    found = evaluation.norms.summary
-    cutoff = found["cutoff"] if found["cutoff"] is not None else 2 * found["norm"]["max"]
-    query = None if backbone.layout().cls is not None else "mean"  # else variants would be asked different questions
-    maps = measure_attention(backbone, few, query=query, rule=OutlierRule("absolute", cutoff), autocast=autocast)
+    maps = maps_of(backbone, built.held_out.reader, evaluation.norms, autocast)
     measure = (built.spare or built.objective).measure
     measures = {name: value for name, value in evaluation.summary.items() if isinstance(value, float)}
     measures.pop("outlier_fraction")
@@ -56,6 +51,24 @@ def look(built: Built, evaluation: Evaluation, folder: Path, autocast: torch.dty
         curve=Curve.of(read(folder), measure),
         measures=measures,
     )
+
+
+def maps_of(backbone: Backbone, shown: Reader, norms: NormStats, autocast: torch.dtype | None) -> AttentionMaps:
+    """Measure the attention maps of a few held-out images. ``norms``: of all of them, by the rule's cutoff."""
+    number = len(shown.images)
+    spread = sorted({(2 * i + 1) * number // (2 * NUM_MAPS) for i in range(NUM_MAPS)})
+    few = Reader(shown.images, shown.transform, NUM_MAPS, 0, spread)
+    found = norms.summary
+    cutoff = found["cutoff"] if found["cutoff"] is not None else 2 * found["norm"]["max"]
+    query = None if backbone.layout().cls is not None else "mean"  # else variants would be asked different questions
+    return measure_attention(backbone, few, query=query, rule=OutlierRule("absolute", cutoff), autocast=autocast)
+
+
+def trained_spec(built: Built) -> ModelSpec:
+    """Return what the measured model is now: its weights are not those that it began with."""
+    backbone, config = (built.spare or built.objective).variant(), built.objective.config
+    trained = f"trained {config.steps} steps ({config.objective}) from {backbone.spec.weights}"
+    return replace(backbone.spec, weights=trained, digest=digest_module(backbone.module))
 
 
 def finish(

@@ -53,6 +53,7 @@ def plans(found: Sequence[Mapping[str, Any]], settings: Mapping[str, Any], *, as
         highlight=False,
     )
     for name, value in settings.items():
+        value = ", ".join(map(str, value)) if isinstance(value, tuple | list) else value
         console.print(f"  {name}: {value}", highlight=False, markup=False)
 
 

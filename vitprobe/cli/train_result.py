@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,33 @@ def write_comparison(
     summary: Mapping[str, Any],
     formats: tuple[str, ...],
 ) -> dict[str, Any]:
-    """Write figures, arrays and ``result.json`` into the folder of a training, which holds its variants' folders too.
+    """Write figures, arrays and ``result.json`` into the folder of a training; see `write_beside`.
 
-    Everything is written aside; only then an older comparison goes and each file is moved to its place, ``result.json``
-    last: where it is, all it speaks of is whole. Returns the summary as it was stored: ``summary`` with the rows of
-    `to_rows` as ``variants``. Raises `OutputError` where the folder cannot be written to.
+    Returns the summary as it was stored: ``summary`` with the rows of `to_rows` as ``variants``. Raises `OutputError`
+    where the folder cannot be written to.
     """
     whole = {**summary, "variants": to_rows(found)}
-    older = _older(directory)
+    stored = results.StoredResult(SCHEMA, provenance, settings, whole, to_arrays(found))
+    write_beside(directory, stored, lambda aside: draw(found, aside, formats))
+    return whole
+
+
+def write_beside(directory: Path, stored: results.StoredResult, write: Callable[[Path], object]) -> None:
+    """Put a result into the folder of a training, which holds its variants' folders too.
+
+    Everything is written aside, other files by ``write``; only then an older result goes and each file is moved to its
+    place, ``result.json`` last: where it is, all it speaks of is whole. Raises `OutputError` where the folder cannot be
+    written to.
+    """
+    older = _older(directory, stored.schema)
     with _aside(directory) as aside:
-        draw(found, aside, formats)
-        results.save(aside, results.StoredResult(SCHEMA, provenance, settings, whole, to_arrays(found)))
+        write(aside)
+        results.save(aside, stored)
         names = sorted({path.name for path in aside.iterdir()} - {RESULT})
         for name in (RESULT, *older):
             (directory / name).unlink(missing_ok=True)
         for name in (*names, RESULT):
             os.replace(aside / name, directory / name)
-    return whole
 
 
 @contextmanager
@@ -60,13 +70,13 @@ def _aside(directory: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _older(directory: Path) -> list[str]:
-    """Name the files of an older comparison that are there."""
+def _older(directory: Path, schema: str) -> list[str]:
+    """Name the files of an older result that are there."""
     try:
         stored = results.load(directory)
     except InputError:
         return []
-    return [name for name in stored.files if stored.schema == SCHEMA and Path(name).name == name]
+    return [name for name in stored.files if stored.schema == schema and Path(name).name == name]
 
 
 def draw(found: Sequence[VariantResult], folder: Path, formats: tuple[str, ...]) -> list[Path]:

@@ -8,11 +8,12 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from vitprobe import backbones
-from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.conv_net import ConvNet, create_conv, is_conv, load_conv
 from vitprobe.backbones.create import create
 from vitprobe.backbones.open_clip_text import create_text, load_text
 from vitprobe.backbones.open_clip_vit import OpenClipViT
 from vitprobe.backbones.reference import ReferenceViT
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.backbones.zoo import REFERENCES
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scene_stream import SceneStream
@@ -36,7 +37,7 @@ class Built:
     """Hold one variant, ready to be trained."""
 
     variant: Variant
-    backbone: Backbone
+    backbone: Trunk
     objective: Objective
     stream: ItemStream | SceneStream
     held_out: HeldOut
@@ -51,11 +52,13 @@ class Built:
         return self.spare
 
 
-def make_backbone(config: TrainConfig) -> Backbone:
+def make_backbone(config: TrainConfig) -> Trunk:
     """Load or create the model, still without registers. Raises a `VitprobeError` for what cannot be trained so.
 
     Every variant of a call starts from the same: registers are put in afterwards, and change no other weight.
     """
+    if is_conv(config.model or config.arch):
+        return _make_conv(config)
     if config.model is None:
         if config.objective == "retrofit":
             raise ArgumentError("retrofit needs a pretrained --model; a model from scratch has nothing to teach")
@@ -63,13 +66,34 @@ def make_backbone(config: TrainConfig) -> Backbone:
         backbone = create(config.arch, image_size=size, seed=config.seed, overrides=overrides)
     else:
         backbone = _load(config)
-    if number := backbone.spec.num_registers:
+    keeps_own = config.zero_head and not any(config.num_registers)  # fine-tuned as it is
+    if (number := backbone.spec.num_registers) and not keeps_own:
         name = config.model or config.arch
         raise ArgumentError(f"{name} has {number} registers already; give a model without any")
     return backbone
 
 
-def _load(config: TrainConfig) -> Backbone:
+def _make_conv(config: TrainConfig) -> ConvNet:
+    """Load or create a convolutional network, which only `supervised` trains and whose dropout timm does not place."""
+    name, size = config.model or config.arch, config.image_size
+    if config.objective != "supervised":
+        raise ArgumentError(f"{name} is a convolutional network; it is trained by --objective supervised alone")
+    if config.dropout or (config.model and (config.drop_path or config.arch_args or config.layer_scale)):
+        given = "--dropout" if config.dropout else "--drop-path, --arch-arg and --layer-scale with --model"
+        raise ArgumentError(f"{name} is a convolutional network; {given} has no place in it: leave it out")
+    if config.model:
+        return load_conv(name, weights=config.weights, image_size=size, seed=config.seed)
+    rates = {"drop_path_rate": config.drop_path, "ls_init_value": config.layer_scale}
+    given = {key: value for key, value in rates.items() if value} | dict(config.arch_args)
+    return create_conv(name, image_size=size, seed=config.seed, overrides=given)
+
+
+def patch_of(backbone: Trunk) -> tuple[int, int]:
+    """Return the size in pixels, (height, width), of what one of the network's last vectors stands for."""
+    return backbone.stride if isinstance(backbone, ConvNet) else tuple(backbone.patch_size)
+
+
+def _load(config: TrainConfig) -> Trunk:
     if config.arch_args or config.layer_scale is not None:
         raise ArgumentError(f"{config.model} has its parts already; --arch-arg and --layer-scale go with --arch")
     size, seed = config.image_size, config.seed
@@ -81,7 +105,7 @@ def _load(config: TrainConfig) -> Backbone:
 def sizes(config: TrainConfig) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the sizes of the model's images and patches, (height, width) in pixels each; refuses it early."""
     backbone = make_backbone(config)
-    return tuple(backbone.spec.image_size), tuple(backbone.patch_size)
+    return tuple(backbone.spec.image_size), patch_of(backbone)
 
 
 def _overrides(config: TrainConfig) -> Mapping[str, Any]:
@@ -101,7 +125,7 @@ def _overrides(config: TrainConfig) -> Mapping[str, Any]:
     return {name: value for name, value in given.items() if value} | dict(config.arch_args)
 
 
-def _regularise(backbone: Backbone, config: TrainConfig) -> None:
+def _regularise(backbone: Trunk, config: TrainConfig) -> None:
     """Set stochastic depth, rising linearly over the blocks, and dropout in a model that was loaded."""
     if not (config.drop_path or config.dropout):
         return
@@ -123,7 +147,7 @@ def build(config: TrainConfig, variant: Variant, data: Data, shards: Shards) -> 
     """Build one variant: the backbone with its registers, the objective, the stream and the held-out images."""
     plain = make_backbone(config)
     teacher = copy_of(plain) if config.objective == "retrofit" else None
-    size, patch = tuple(plain.spec.image_size), plain.patch_size
+    size, patch = tuple(plain.spec.image_size), patch_of(plain)
     backbone = insert(plain, variant.num_registers, seed=config.seed, std=config.register_std)
     backbone.spec = replace(backbone.spec, paradigm=PARADIGMS.get(config.objective, plain.spec.paradigm))
     own = list(backbone.module.parameters())
@@ -148,9 +172,7 @@ def _without(parameters: Iterable[nn.Parameter], known: Iterable[nn.Parameter]) 
 PARADIGMS = {"supervised": "supervised", "text": "text-supervised", "self-distillation": "self-supervised"}
 
 
-def _objective(
-    config: TrainConfig, variant: Variant, backbone: Backbone, data: Data, teacher: Backbone | None
-) -> Objective:
+def _objective(config: TrainConfig, variant: Variant, backbone: Trunk, data: Data, teacher: Trunk | None) -> Objective:
     if config.objective == "retrofit":
         return Retrofit(backbone, config, teacher, denoise=bool(variant.denoise))
     if config.objective == "self-distillation":

@@ -124,14 +124,24 @@ def read(folder: Path) -> Saved | None:
         raise WeightsError(f"{path} cannot be read ({reason}); remove {folder} to train this variant again") from e
 
 
-def read_run(directory: Path) -> dict[str, Any]:
-    """Read what a run began with: ``options``, and a digest of its ``images``. Raises `InputError` where it is none."""
+def read_run(directory: Path, command: str = "train-registers") -> dict[str, Any]:
+    """Read what a run of a command began with: ``options``, and a digest of its ``images``.
+
+    Raises `InputError` where it is none, or of another command.
+    """
     path = directory / "run.json"
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
+        if body.get("schema", options_schema(command)) != options_schema(command):
+            raise ValueError(f"it is {body['schema']}")
         return {"images": body.get("images"), "options": dict(body["options"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{directory} holds no run of train-registers ({error}); give the folder of --out") from error
+        raise InputError(f"{directory} holds no run of {command} ({error}); give the folder of --out") from error
+
+
+def options_schema(command: str) -> str:
+    """Return the schema of a command's ``run.json``."""
+    return f"vitprobe.{command}.options/1"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -14,11 +14,16 @@ TRAINABLE = ("all", "registers", "positions", "patch_embedding", "last_block", "
 LOSSES = ("cross-entropy", "bce")
 AUGMENTS = ("three-augment", "rand-augment", "crop", "light", "none")
 SCENES = "scenes"
+MOST_RATE = 3e38
+"""A larger rate is no number of float32."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Hold every option of ``train-registers``; stored beside the checkpoints, and all that a resumed run needs."""
+    """Hold every option of ``train-registers``, or of one training of ``finetune``.
+
+    They are stored beside the checkpoints, and are all that a resumed run needs.
+    """
 
     objective: str = "supervised"
     recipe: str = "small"
@@ -73,6 +78,8 @@ class TrainConfig:
     augment: str = "none"
     loss: str = "cross-entropy"
     smoothing: float = 0.0
+    zero_head: bool = False
+    """Begin with a head of zeros, as `finetune` does (Dosovitskiy et al., arXiv 2010.11929, appendix B.1.1)."""
     mixup: float = 0.0
     cutmix: float = 0.0
     tasks: tuple[str, ...] = ("count", "majority", "same", "presence", "patch_class")
@@ -105,8 +112,8 @@ class TrainConfig:
         for name, (low, high) in _WITHIN.items():
             if (got := getattr(self, name)) is not None and not low <= got <= high:
                 raise ArgumentError(f"got {_option(name)} {got}; allowed is {low} to {high}")
-        if not self.lr > 0:
-            raise ArgumentError(f"got --lr {self.lr}; give a positive number")
+        if not 0 < self.lr <= MOST_RATE:
+            raise ArgumentError(f"got --lr {self.lr}; give a positive number, {MOST_RATE:g} at most")
         if not self.num_registers or min(self.num_registers) < 0:
             raise ArgumentError(f"got --num-reg {list(self.num_registers)}; give numbers of registers, 0 or more")
         if unknown := set(self.trainable) - set(TRAINABLE):
@@ -121,6 +128,11 @@ class TrainConfig:
     def option(self, name: str) -> Any:
         """Return an option of the objective alone, as given or by default."""
         return self.extra.get(name, EXTRA[self.objective][name])
+
+    @property
+    def command(self) -> str:
+        """The command that trains so."""
+        return "finetune" if self.zero_head else "train-registers"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as JSON can hold them, those of the objective filled in."""

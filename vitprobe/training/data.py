@@ -90,13 +90,18 @@ def open_data(config: TrainConfig, size: tuple[int, int], patch: tuple[int, int]
         held = _open(config, config.held_out, train.classes or None)
         if len(held) > config.num_held_out:
             held = held.sample(config.num_held_out, seed=HELD_OUT_SEED)
-        names = {item.name for item in train.items}
-        if both := [item.name for item in held.items if item.name in names]:
-            raise ArgumentError(f"{len(both)} held-out images are trained on too, {both[0]} first; give others")
+        refuse_overlap(train, held)
     else:
         train, held = _split(config, train)
     bank = train if len(train.items) <= config.num_bank else train.sample(config.num_bank, seed=HELD_OUT_SEED)
     return Data(held, bank, train)
+
+
+def refuse_overlap(train: Labelled, held: Labelled) -> None:
+    """Raise `ArgumentError` where an image is held out and trained on."""
+    names = {item.name for item in train.items}
+    if both := [item.name for item in held.items if item.name in names]:
+        raise ArgumentError(f"{len(both)} held-out images are trained on too, {both[0]} first; give others")
 
 
 def _open(config: TrainConfig, inputs: tuple[str, ...], classes: tuple[str, ...] | None) -> Labelled:

@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.inputs.scene_stream import TASKS
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.objectives.base import Objective
@@ -113,8 +113,8 @@ def _leaves_unused(config: TrainConfig) -> bool:
     return is_dense or config.objective in ("self-distillation", "retrofit")
 
 
-def _backbones(objective: Objective) -> list[Backbone]:
-    found = [value for value in vars(objective).values() if isinstance(value, Backbone)]
+def _backbones(objective: Objective) -> list[Trunk]:
+    found = [value for value in vars(objective).values() if isinstance(value, Trunk)]
     return list({id(one.module): one for one in found}.values())
 
 

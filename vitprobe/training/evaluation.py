@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitprobe.backbones.conv_net import ConvNet
 from vitprobe.errors import InputError
 from vitprobe.probes.knn import gather_features, knn_accuracy
 from vitprobe.probes.norm_stats import KINDS, NormStats
@@ -19,6 +20,8 @@ from vitprobe.training.held_out import HeldOut, Reader
 from vitprobe.training.objectives.base import Objective
 
 RULE = OutlierRule.parse("auto")
+NOT_JUDGED = "not a transformer"
+"""The verdict on a convolutional network: what outliers are is known of the tokens of transformers alone."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Evaluation:
 
     summary: dict[str, Any]
     """What goes into ``metrics.jsonl``."""
-    norms: NormStats
+    norms: NormStats | None
+    """Of a transformer; None of a convolutional network, whose map's norms are in `summary` alone."""
 
 
 @torch.no_grad()
@@ -42,15 +46,21 @@ def evaluate(
     """Measure a variant on held-out images; all processes take part, and all get the answer.
 
     The norms are those of `measure_norms` with the rule ``auto``, summarised at the last block. ``blocks``: where
-    evidence is gathered, by default there alone. Raises `InputError` where no image could be read.
+    evidence is gathered, by default there alone. Of a convolutional network they are of the vectors of its last map,
+    with no verdict. Raises `InputError` where no image could be read.
     """
     backbone = objective.variant()
     training = objective.training
     objective.eval()
     compiled = uncompile(backbone.module)
     try:
-        points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
-        norms = merge_norms(shards, _measured(objective, held, engine, points)).result(RULE, point=points[-1])
+        norms, summary = None, {}
+        if isinstance(backbone, ConvNet):
+            summary = _map_summary(backbone, held, engine, shards)
+        else:
+            points = tuple(blocks) if blocks is not None else (backbone.num_blocks - 1,)
+            norms = merge_norms(shards, _measured(objective, held, engine, points)).result(RULE, point=points[-1])
+            summary = _summary(norms)
         with engine.precise():
             sums = objective.held_out(held, engine.device)
         knn = _knn(objective, held, engine, shards)
@@ -59,7 +69,7 @@ def evaluate(
             block._compiled_call_impl = call
         objective.train(training)
     measures = {name: total / max(number, 1) for name, (total, number) in _added(sums, shards).items()}
-    return Evaluation(_summary(norms) | knn | measures, norms)
+    return Evaluation(summary | knn | measures, norms)
 
 
 def _measured(objective: Objective, held: HeldOut, engine: Engine, points: tuple[int, ...]) -> NormAccumulator | None:
@@ -80,6 +90,27 @@ def _summary(norms: NormStats) -> dict[str, Any]:
         "outlier_fractions": [float(value) for value in norms.outlier_fractions],
         "norm": dict(found["norm"]),
         "register_norms": [float(value) for value in medians if np.isfinite(value)],
+    }
+
+
+def _map_summary(conv: ConvNet, held: HeldOut, engine: Engine, shards: Shards) -> dict[str, Any]:
+    """Summarise the L2 norms, in float32, of the vectors of the last map of all held-out images."""
+    found = [np.zeros(0, np.float32)]
+    for batch in held.reader:
+        with engine.precise():
+            maps = conv.feature_map(batch.images.to(engine.device))  # (B, D, rows, cols)
+        found.append(maps.float().norm(dim=1).flatten().cpu().numpy())
+    norms = np.concatenate([part for parts in shards.gather_all(found) for part in parts])
+    if not len(norms):
+        raise InputError("no image could be read; nothing can be said of the norms")
+    quantiles = {"median": np.median(norms), "p99": np.quantile(norms, 0.99), "max": norms.max()}
+    norm = {name: float(value) for name, value in quantiles.items()}
+    return {
+        "verdict": NOT_JUDGED,
+        "outlier_fraction": None,
+        "outlier_fractions": [],
+        "norm": norm,
+        "register_norms": [],
     }
 
 

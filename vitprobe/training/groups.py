@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.errors import ArgumentError
 from vitprobe.training.config import TrainConfig
 
@@ -15,7 +15,7 @@ LAST = ("final_norm", "head")
 """What stands above the last block, for layer decay."""
 
 
-def freeze_all_but(backbone: Backbone, kinds: Iterable[str], *, drawn: Iterable[nn.Parameter] = ()) -> None:
+def freeze_all_but(backbone: Trunk, kinds: Iterable[str], *, drawn: Iterable[nn.Parameter] = ()) -> None:
     """Let only the named kinds of a backbone's parameters be trained; ``all`` is every one.
 
     ``drawn``: parameters that an objective has just put into the tower, a head of its own; they are trained in any
@@ -32,7 +32,7 @@ def freeze_all_but(backbone: Backbone, kinds: Iterable[str], *, drawn: Iterable[
         parameter.requires_grad_(name in names or id(parameter) in new)
 
 
-def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: TrainConfig) -> list[dict[str, Any]]:
+def parameter_groups(backbone: Trunk, heads: Iterable[nn.Module], config: TrainConfig) -> list[dict[str, Any]]:
     """Sort what is trained into groups for an optimiser, in a fixed order.
 
     Registers, CLS, positions, LayerScale, biases and gains of norms take no weight decay. With layer decay the rate of
@@ -71,7 +71,7 @@ def parameter_groups(backbone: Backbone, heads: Iterable[nn.Module], config: Tra
     ]
 
 
-def _depths(backbone: Backbone) -> dict[str, int]:
+def _depths(backbone: Trunk) -> dict[str, int]:
     """Say how deep each parameter stands: i + 1 in block i, on top the final norm and the head, 0 what is left."""
     top = backbone.num_blocks + 1
     found = {name: top for kind in LAST for name in backbone.parameter_names(kind)}

@@ -33,6 +33,10 @@ class Stopped(VitprobeError):
         self.exit_code = 128 + number  # as shells have it
 
 
+class Diverged(VitprobeError):
+    """A loss is not finite."""
+
+
 @dataclass
 class Progress:
     """Say how far a training is, for a progress bar."""
@@ -66,7 +70,7 @@ class _Run:
         for step, terms in self.waiting:
             for name, term in terms.items():
                 if not bool(torch.isfinite(term)):
-                    raise VitprobeError(
+                    raise Diverged(
                         f"{name} is {float(term)} at step {step}; {checkpoint.intact(self.folder)}; try a lower --lr, "
                         "a smaller --clip, a longer --warmup or --precision float32"
                     )
@@ -92,7 +96,8 @@ class _Run:
         state = gathered(built.objective.state_dict()) if built.spare is not None else {}
         objective = built.whole(state).to(stepper.engine.device)
         look = evaluate(objective, built.held_out, stepper.engine, self.shards, blocks=blocks)
-        self.progress.outlier_fraction = look.summary["outlier_fraction"]
+        fraction = look.summary["outlier_fraction"]
+        self.progress.outlier_fraction = float("nan") if fraction is None else fraction
         if self.metrics is not None and (step > self.start or step == 0):  # else a finished run is looked at again
             self.metrics.add(step, held_out=look.summary)
         return look

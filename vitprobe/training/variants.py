@@ -12,17 +12,21 @@ class Variant:
     num_registers: int
     denoise: bool | None = None
     """For ``retrofit``: whether the teacher's features are averaged over views; None elsewhere."""
+    smoothing: float | None = None
+    """For ``finetune``: label smoothing; None elsewhere."""
 
     @property
     def name(self) -> str:
-        """The variant's folder: ``reg4``, ``reg4-plain`` where a retrofit does not denoise."""
-        return f"reg{self.num_registers}" + ("-plain" if self.denoise is False else "")
+        """The variant's folder: ``reg4``, ``reg4-plain`` where a retrofit does not denoise, ``reg4-smooth0.1``."""
+        smoothed = "" if self.smoothing is None else f"-smooth{self.smoothing:g}"
+        return f"reg{self.num_registers}" + ("-plain" if self.denoise is False else "") + smoothed
 
     @property
     def title(self) -> str:
         """The variant in a figure: ``4 registers``, ``no registers, no denoising``."""
         number = {0: "no registers", 1: "1 register"}.get(self.num_registers, f"{self.num_registers} registers")
-        return number + (", no denoising" if self.denoise is False else "")
+        smoothed = "" if not self.smoothing else f", smoothing {self.smoothing:g}"
+        return number + (", no denoising" if self.denoise is False else "") + smoothed
 
 
 def variants(config: TrainConfig) -> tuple[Variant, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.inputs.stream import TrainBatch
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.held_out import HeldOut
@@ -30,7 +30,7 @@ class Objective(nn.Module, ABC):
     measure: str
     """The held-out measure that training should raise."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+    def __init__(self, backbone: Trunk, config: TrainConfig) -> None:
         super().__init__()
         self.backbone, self.config = backbone, config
         self.tower = backbone.module
@@ -54,7 +54,7 @@ class Objective(nn.Module, ABC):
         Runs in evaluation mode, without gradients and under the run's autocast.
         """
 
-    def variant(self) -> Backbone:
+    def variant(self) -> Trunk:
         """Return the backbone that is measured and saved: the one that is trained, unless it is averaged."""
         return self.backbone
 
@@ -80,7 +80,7 @@ class Objective(nn.Module, ABC):
         return ()
 
 
-def copy_of(backbone: Backbone) -> Backbone:
+def copy_of(backbone: Trunk) -> Trunk:
     """Copy a backbone as it is, and freeze the copy: a teacher, or an average of weights."""
     module = copy.deepcopy(backbone.module).eval().requires_grad_(False)
     return backbone.rewrap(module, backbone.spec)

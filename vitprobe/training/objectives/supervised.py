@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vitprobe.backbones.base import Backbone
+from vitprobe.backbones.trunk import Trunk
 from vitprobe.errors import ArgumentError
 from vitprobe.inputs.scene_stream import TASKS
 from vitprobe.inputs.scenes import SceneConfig
@@ -24,13 +25,13 @@ DENSE_WEIGHT = 2.0
 class Averaged(Objective):
     """Keep an average of the tower's weights where it is asked for; it is then what is measured and saved."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig) -> None:
+    def __init__(self, backbone: Trunk, config: TrainConfig) -> None:
         super().__init__(backbone, config)
         self.averaged = copy_of(backbone) if config.ema else backbone
         if config.ema:
             self.average = self.averaged.module
 
-    def variant(self) -> Backbone:
+    def variant(self) -> Trunk:
         return self.averaged
 
     def momentum(self, step: int) -> float:
@@ -47,10 +48,10 @@ class Supervised(Averaged):
 
     measure = "accuracy"
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, classes: tuple[str, ...]) -> None:
+    def __init__(self, backbone: Trunk, config: TrainConfig, classes: tuple[str, ...]) -> None:
         if len(classes) < 2:
             raise ArgumentError(f"got {len(classes)} class; supervised training needs images of two classes or more")
-        backbone.reset_head(len(classes), seed=config.seed)
+        backbone.reset_head(len(classes), seed=config.seed, zero=config.zero_head)
         super().__init__(backbone, config)
         self.names = classes
         mixes = config.mixup > 0 or config.cutmix > 0
@@ -91,9 +92,13 @@ class Supervised(Averaged):
 class SceneTasks(Averaged):
     """Learn several things of generated scenes at once, some of them for every patch."""
 
-    def __init__(self, backbone: Backbone, config: TrainConfig, scenes: SceneConfig) -> None:
+    def __init__(self, backbone: Trunk, config: TrainConfig, scenes: SceneConfig) -> None:
         if unknown := sorted(set(config.tasks) - set(TASKS)) or (["none"] if not config.tasks else []):
             raise ArgumentError(f"got task {unknown[0]}; scenes have {', '.join(TASKS)}")
+        dense = [name for name in config.tasks if TASKS[name].is_dense]
+        if dense and not isinstance(backbone, Backbone):
+            kept = ", ".join(name for name in TASKS if not TASKS[name].is_dense)
+            raise ArgumentError(f"{backbone.spec.name} has no patch tokens to learn {dense[0]} of; it has {kept}")
         backbone.reset_head(0)
         super().__init__(backbone, config)
         has_error_only = all(TASKS[name].kind == "dense regression" for name in config.tasks)
@@ -119,6 +124,9 @@ class SceneTasks(Averaged):
         """Compute the outputs of every task, of what is trained or of its average: (B, K) of an image, (B, P, K)."""
         is_average = averaged and bool(self.config.ema)
         backbone, heads = (self.averaged, self.average_tasks) if is_average else (self.backbone, self.tasks)
+        if not isinstance(backbone, Backbone):  # a convolutional network: all tasks are of the whole image
+            pooled = backbone.features(images)  # (B, D)
+            return {name: head(pooled).float() for name, head in heads.items()}
         layout = backbone.layout(tuple(images.shape[-2:]))
         tokens = backbone.tokens(images)
         pooled, patches = backbone.pool(tokens, layout), tokens[:, layout.patches]
