@@ -22,6 +22,9 @@ FLOORS = {
 }
 """A file imports only from floors below its own."""
 
+PAGE = {"filters", "position_similarity", "attention_distance", "translation"}
+"""The displays that `plots.inspect` puts on one page."""
+
 SHARED = {
     "inputs": {
         "images",
@@ -38,6 +41,7 @@ SHARED = {
         "reading",
         "stream",
         "scene_stream",
+        "drawn_scenes",
         "geometry",
         "truths",
         "truth_base",
@@ -50,9 +54,13 @@ SHARED = {
         "truth_other",
         "truth_scenes",
         "truth_voc",
+        "vtab_lists",
     },  # whatever a training stream is made of, and images with truths
     "backbones": {
+        "trunk",
         "base",
+        "timm_build",
+        "conv_net",
         "weights",
         "hub",
         "zoo",
@@ -69,9 +77,12 @@ SHARED = {
     },
     "probes": {
         "attention",
+        "attention_geometry",
+        "attention_means",
         "batch",
         "boxes",
         "by_image",
+        "confidence_bins",
         "corloc",
         "curves",
         "dense_sample",
@@ -89,6 +100,10 @@ SHARED = {
         "outliers",
         "passes",
         "patches",
+        "feature_maps",
+        "shifts",
+        "translation_pass",
+        "translation_sums",
         "token_features",
         "token_means",
         "token_sets",
@@ -113,8 +128,13 @@ SHARED = {
         "metrics",
         "save",
         "plan",
-    },  # one after the other; `loop`, `dry` and `bench` stand at the end
-    "plots": {"base", "style", "norm_maps", "norms", "attention", "curves", "sweep", "kinds"},  # others draw with them
+        "downstream",
+        "finetune_recipes",
+        "finetune",
+        "loop",
+        "dry",
+    },  # one after the other; `bench`, `rates` and `finetuned` stand at the end
+    "plots": {"base", "style", "norm_maps", "norms", "attention", "curves", "sweep", "kinds", "frozen", *PAGE},
     "cli": None,
 }
 """The modules of a folder that its other modules may import; None for all. Its __init__ may import them all."""

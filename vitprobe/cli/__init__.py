@@ -9,6 +9,8 @@ from vitprobe.cli.attn_maps import attn_maps
 from vitprobe.cli.bench import bench
 from vitprobe.cli.calibrate import calibrate
 from vitprobe.cli.fetch import fetch
+from vitprobe.cli.finetune import finetune
+from vitprobe.cli.inspect import inspect
 from vitprobe.cli.launch import one_voice
 from vitprobe.cli.models import models
 from vitprobe.cli.norms import norms
@@ -17,8 +19,8 @@ from vitprobe.cli.reproduce import reproduce
 from vitprobe.cli.train_registers import train_registers
 from vitprobe.errors import ExitCode, VitprobeError
 
-INTERRUPTED = 130
-"""What a shell expects of a program that was stopped by Ctrl-C."""
+INTERRUPTED = (130, 143)
+"""What a shell expects of a program that was stopped by Ctrl-C, or ended by SIGTERM."""
 
 app = typer.Typer(
     name="vitprobe",
@@ -47,8 +49,10 @@ def _options(
 
 app.command(rich_help_panel="Measure")(norms)
 app.command("attn-maps", rich_help_panel="Measure")(attn_maps)
+app.command(rich_help_panel="Measure")(inspect)
 app.command(rich_help_panel="Measure")(reproduce)
 app.command("train-registers", rich_help_panel="Train")(train_registers)
+app.command(rich_help_panel="Train")(finetune)
 app.command(rich_help_panel="Trust")(calibrate)
 app.command(rich_help_panel="Trust")(bench)
 app.command(rich_help_panel="Show")(redraw)
@@ -84,6 +88,6 @@ def _main() -> None:
         typer.echo(f"vitprobe: {advice}", err=True)
         sys.exit(ExitCode.NOTHING)
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # Typer has caught the interrupt, and says nothing
+        if ended.code in INTERRUPTED:  # Typer has caught the interrupt, and says nothing
             typer.echo("vitprobe: interrupted; nothing was written", err=True)
         raise

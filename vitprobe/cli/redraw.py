@@ -14,20 +14,24 @@ def redraw(
 ) -> None:
     """Draw the figures of a stored result again; needs no weights, images or GPU."""
     from vitprobe import results
-    from vitprobe.cli import parse, reproduce_result, run_attn_maps, run_norms, train_result
+    from vitprobe.cli import finetune_result, inspect_result, parse, reproduce_result, train_result
+    from vitprobe.cli import run_attn_maps as attn_maps
+    from vitprobe.cli import run_norms as norms
     from vitprobe.cli.session import known_schema, load_parts
     from vitprobe.errors import ArgumentError, OutputError
 
     formats = parse.formats(format)
     if not formats:
         raise ArgumentError("got --format none; allowed are png, svg and pdf")
-    bodies = {body.SCHEMA: body for body in (run_norms, run_attn_maps)}
+    bodies = {body.SCHEMA: body for body in (norms, attn_maps, inspect_result)}
     stored = results.load(directory)
-    others = (train_result.SCHEMA, reproduce_result.SCHEMA)
+    others = (train_result.SCHEMA, finetune_result.SCHEMA, reproduce_result.SCHEMA)
     schema = known_schema(stored, [*bodies, *others], directory)
     try:
         if schema == reproduce_result.SCHEMA:
             paths = reproduce_result.redraw(directory, stored, formats)
+        elif schema == finetune_result.SCHEMA:
+            paths = finetune_result.redraw(directory, stored, formats)
         elif schema == train_result.SCHEMA:
             paths = train_result.draw(train_result.read_back(stored), directory, formats)
         else:

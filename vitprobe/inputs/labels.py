@@ -21,6 +21,7 @@ from vitprobe.inputs.archives import ParquetItem, TarItem
 from vitprobe.inputs.images import Item, safe_name
 from vitprobe.inputs.named_sets import KnownFile, KnownRow, is_named, open_named
 from vitprobe.inputs.sources import FileItem, open_inputs
+from vitprobe.inputs.vtab_lists import is_vtab, list_vtab
 
 NEEDS = ("labels", "captions", "nothing")
 CLASS_CAPTION = "a photo of a {}"
@@ -125,9 +126,10 @@ def open_labelled(
 ) -> Labelled:
     """Return the images that `inputs` stand for, with labels, captions or nothing, as `need` says; no image is read.
 
-    Inputs are those of `open_inputs`, and the named sets of `named_sets`. The label of a file is the name of the folder
-    that holds it; in Parquet files and WebDataset shards `label` and `caption` name the column, member or key, and
-    without them the usual names are looked for (see `annotations`). `caption="class"` makes captions from class names.
+    Inputs are those of `open_inputs`, the named sets of `named_sets` and the tasks of `vtab_lists`. The label of a file
+    is the name of the folder that holds it; in Parquet files and WebDataset shards `label` and `caption` name the
+    column, member or key, and without them the usual names are looked for (see `annotations`). `caption="class"` makes
+    captions from class names.
     Classes stand in order of their names or numbers, or as the data set itself orders them; with `classes`, of another
     part of the same set, labels are positions there. An image without what is needed is left out and named in
     `skipped`. `limit` keeps a random subset as in `open_inputs`. Raises ArgumentError for a value that is not allowed,
@@ -138,6 +140,7 @@ def open_labelled(
     if limit is not None and limit < 1:
         raise ArgumentError(f"limit of {limit} images; give 1 or more")
     named = {text: open_named(text) for text in inputs if is_named(text)}
+    named |= {text: list_vtab(text) for text in inputs if is_vtab(text)}
     source = open_inputs(inputs, extra={text: partial(list, found.items) for text, found in named.items()})
     found = Labelled(source.name, source.items, None, (), None, source.skipped)
     if need == "labels" or caption == "class":
