@@ -5,8 +5,8 @@ Time      small: about an hour of one CPU core to itself; check: a minute; goes 
 Needs     for CIFAR-10 VITPROBE_DATA to be the folder that holds cifar10/; nothing for scenes
 Writes    figures/cnn_vit_hybrid/ (check and gpu: runs/cnn_vit_hybrid/NAME), trainings in runs/cnn_vit_hybrid/
 
-Expected (small, CIFAR-10): the ResNet leads and gains most from more images; ViT and hybrid have too few operations to
-use more than about 2,000. The question is that of arXiv 2010.11929, sections 4.3 and 4.4; the scale is not.
+Expected (small): CIFAR-10: ResNet 43 to 56 %, ViT and hybrid 33 and 35 % however many images: operations are what they
+lack. Scenes: from 72 to 90 %, 82 %, 82 %. The question is that of arXiv 2010.11929, section 4.3; the scale is not.
 """
 
 import os

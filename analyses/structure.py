@@ -18,34 +18,35 @@ import sys
 import tempfile
 from pathlib import Path
 
+from vitprobe.probes.by_image import NO_OUTLIERS
+
 ROOT, RUNS = Path(__file__).parents[1], Path("runs/cnn_vit_hybrid/small-runs/cifar10")
 
 
-def measure(name: str, models: list[str], folder: Path) -> list[dict]:
-    """Run ``vitprobe inspect`` into figures/structure/NAME, and return the summary of each model."""
+def measure(name: str, models: list[str], links: dict[str, Path]) -> list[dict]:
+    """Run ``vitprobe inspect`` into figures/structure/NAME, beside links to checkpoints; returns a summary a model."""
     target = ROOT / "figures" / "structure" / name
     with tempfile.TemporaryDirectory() as work:
-        command = [sys.executable, "-m", "vitprobe", "inspect", *models, "--limit", "64", "--out", f"{work}/out"]
-        subprocess.run(command, check=True, cwd=folder)
+        for short, folder in links.items():  # short names for the titles
+            (Path(work) / short).symlink_to(folder.resolve())
+        command = [sys.executable, "-m", "vitprobe", "inspect", "scenes", *models, "--limit", "64", "--out", "out"]
+        subprocess.run(command, check=True, cwd=work)
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(f"{work}/out", target)
+        shutil.copytree(Path(work) / "out", target)
     return json.loads((target / "result.json").read_text())["summary"]
 
 
 def main() -> None:
     """Measure the planted models, and the trained ones where they are; hold what is expected against what is found."""
     names = ("organism", "organism-reg4", "organism-clean", "scenes-content")
-    planted = [one["translation"] for one in measure("planted", [x for n in names for x in ("-m", n)], ROOT)]
+    planted = [one["translation"] for one in measure("planted", [x for n in names for x in ("-m", n)], {})]
     assert planted[0]["outliers_go"] == "at their place", planted[0]["outliers_go"]
-    assert {one["outliers_go"] for one in planted[1:3]} == {"no outliers"}
+    assert {one["outliers_go"] for one in planted[1:3]} == {NO_OUTLIERS}
     found = {name: sorted(RUNS.glob(f"{name}-32000-seed0-*/last")) for name in ("ViT", "hybrid", "ResNet")}
     if not all(found.values()):
         sys.exit("no trained networks in runs/cnn_vit_hybrid: planted models alone were looked at")
-    with tempfile.TemporaryDirectory() as work:  # short names for the titles
-        for name, folders in found.items():
-            (Path(work) / name).symlink_to(folders[0].resolve())
-        models = ["-m", "ViT", "-m", "hybrid", "--conv", "ResNet"]
-        trained = measure("trained", models, Path(work))
+    links = {name: folders[0] for name, folders in found.items()}
+    trained = measure("trained", ["-m", "ViT", "-m", "hybrid", "--conv", "ResNet"], links)
     assert all(one["positions"]["answer"] != "as if shuffled" for one in trained[:2])
 
 

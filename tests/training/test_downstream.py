@@ -59,7 +59,7 @@ def test_held_out_images_of_their_own(tmp_path: Path) -> None:
     write_pictures(tmp_path / "set", 6, seed=0)
     write_pictures(tmp_path / "other", 3, seed=1)
     found = open_downstream(str(tmp_path / "set"), (str(tmp_path / "other"),), ALL, SIZE)
-    assert (len(found.train), len(found.test)) == (12, 6)
+    assert (len(found.train), len(found.test)) == (12, 6) and found.held_out == "--held-out other"
     with pytest.raises(ArgumentError, match="12 held-out images are trained on too"):
         open_downstream(str(tmp_path / "set"), (str(tmp_path / "set"),), ALL, SIZE)
     (tmp_path / "other" / "green").rename(tmp_path / "other" / "blue")

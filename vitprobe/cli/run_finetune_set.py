@@ -109,7 +109,7 @@ class Work:
         result = self._named(look(built, evaluation, place, self.engine.autocast), variant)
         self.skipped += built.stream.skipped
         backbone = built.objective.variant()
-        with echo.progress(f"{result.title}: held-out images", len(self.test.images)) as advance:
+        with echo.progress(f"{self.job.data.name}, {result.title}: held-out images", len(self.test.images)) as advance:
             found = predict(backbone, self.test, self.engine.device, self.engine.autocast, advance)
         reliability = measure_reliability(found.probabilities(), found.labels, seed=config.seed)
         real = self.job.config.real and real_of(found, self.test.images, self.job.config.real)
@@ -131,7 +131,7 @@ class Work:
         if not self.job.config.frozen:
             return None
         number = len(self.bank.images) + len(self.test.images)
-        with echo.progress(f"{title}: frozen features", number) as advance:
+        with echo.progress(f"{self.job.data.name}, {title}: frozen features", number) as advance:
             return frozen_scores(
                 backbone,
                 self.bank,

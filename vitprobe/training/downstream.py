@@ -88,7 +88,7 @@ def open_downstream(text: str, held_out: tuple[str, ...], amounts: Amounts, size
     if inputs:
         test = open_labelled(inputs, need="labels", label=amounts.label, classes=train.classes)
         refuse_overlap(train, test)
-        told = f"--held-out {', '.join(held_out)}" if held_out else f"its own test images, {test.name}"
+        told = f"--held-out {', '.join(map(_last, held_out))}" if held_out else f"its own test images, {test.name}"
     else:
         train, test = train.split(max(1, len(train) // SHARE), seed=HELD_OUT_SEED)
         told = "one in five of its images, split off, since it has no test images of its own"
@@ -129,6 +129,11 @@ def _scenes(text: str, held_out: tuple[str, ...], amounts: Amounts, size: tuple[
     test = scene_set(amounts.num_held_out or max(2, number // 2), config=config, seed=HELD_OUT_SEED)
     told = f"{len(test):,} other scenes, by the colour that most of their objects have"
     return Downstream(text, text.replace(":", "-"), train, replace(test, name=text), told)
+
+
+def _last(text: str) -> str:
+    """Return the end of a path, which a table has room for; the whole of it is among the settings."""
+    return os.path.basename(text.rstrip("/")) or text
 
 
 def _name(text: str, images: Labelled) -> str:
