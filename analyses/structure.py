@@ -1,7 +1,7 @@
 """Look at what small models know of 2-D structure: planted ones, and a ResNet, a ViT and a hybrid of equal compute.
 
 Command   python analyses/structure.py
-Time      2 minutes on one CPU core
+Time      6 minutes on one CPU core
 Needs     nothing; for the trained three, runs/cnn_vit_hybrid of analyses/cnn_vit_hybrid.py on CIFAR-10
 Writes    figures/structure/planted and figures/structure/trained (pages, comparisons, result.json and arrays)
 
