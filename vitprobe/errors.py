@@ -38,3 +38,13 @@ class OutputError(VitprobeError):
 
 class RecordingError(VitprobeError, RuntimeError):
     """A recorder was asked for what the model cannot show, or a site did not fire."""
+
+
+class Stopped(VitprobeError):
+    """The run was asked to stop, and what is kept lets it go on."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+        """The signal that asked for it."""
+        self.exit_code = 128 + number  # as shells have it

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vitprobe.cli import run_finetune
+from vitprobe.cli import run_fetch, run_finetune
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM")
@@ -50,3 +50,14 @@ def test_fine_tuning_interrupted_between_trainings_says_how_to_go_on(run, tmp_pa
     assert (code, out) == (130, "")
     assert err == f"vitprobe: interrupted; go on with --resume {tmp_path / 'o'}\n"
     assert (tmp_path / "o" / "run.json").exists()
+
+
+@pytest.mark.parametrize(("error", "ends"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_an_interrupted_fetch_says_that_what_came_is_kept(error, ends, run, monkeypatch):
+    def interrupted(*_):
+        raise error
+
+    monkeypatch.setattr(run_fetch, "_fetch", interrupted)
+    code, out, err = run("fetch", "deit3-s16")
+    assert (code, out) == (ends, "")
+    assert err == "vitprobe: deit3-s16: interrupted; what came is kept, fetch again to go on\n"

@@ -171,7 +171,7 @@ def test_nothing_to_read_classes_from_is_said_and_left_out(run, tmp_path):
 
 def test_a_small_training_that_is_stopped_promises_no_checkpoint(run, tmp_path, monkeypatch):
     from vitprobe.cli import run_train
-    from vitprobe.training.loop import Stopped
+    from vitprobe.errors import Stopped
 
     def stopped(asked, *, out, **_):
         out.mkdir()

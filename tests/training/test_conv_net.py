@@ -13,7 +13,7 @@ from PIL import Image
 
 from vitprobe.backbones import load
 from vitprobe.backbones.conv_net import ConvNet, load_conv
-from vitprobe.errors import ArgumentError
+from vitprobe.errors import ArgumentError, Stopped
 from vitprobe.probes.shards import Shards
 from vitprobe.training import checkpoint
 from vitprobe.training.build import make_backbone, sizes
@@ -21,7 +21,7 @@ from vitprobe.training.config import TrainConfig
 from vitprobe.training.engine import Engine
 from vitprobe.training.evaluation import NOT_JUDGED, evaluate
 from vitprobe.training.groups import parameter_groups
-from vitprobe.training.loop import Progress, Stopped
+from vitprobe.training.loop import Progress
 from vitprobe.training.metrics import read
 from vitprobe.training.variants import Variant
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from vitprobe.errors import VitprobeError, WeightsError
+from vitprobe.errors import Stopped, VitprobeError, WeightsError
 from vitprobe.training import checkpoint
-from vitprobe.training.loop import Progress, Stopped
+from vitprobe.training.loop import Progress
 from vitprobe.training.metrics import read
 from vitprobe.training.variants import Variant
 

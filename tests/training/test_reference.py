@@ -15,13 +15,13 @@ from vitprobe.backbones import load
 from vitprobe.backbones.reference import ReferenceViT
 from vitprobe.backbones.reference_names import timm_state
 from vitprobe.backbones.timm_vit import TimmViT
-from vitprobe.errors import ArgumentError
+from vitprobe.errors import ArgumentError, Stopped
 from vitprobe.probes.norms import measure_norms
 from vitprobe.training import checkpoint
 from vitprobe.training.build import Built
 from vitprobe.training.engine import Engine
 from vitprobe.training.groups import parameter_groups
-from vitprobe.training.loop import Progress, Stopped
+from vitprobe.training.loop import Progress
 from vitprobe.training.step import Stepper
 from vitprobe.training.variants import Variant
 

@@ -4,6 +4,7 @@ import difflib
 import json
 import os
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,9 @@ import typer
 
 from vitprobe.backbones import hub
 from vitprobe.backbones.zoo import ALIASES, ORGANISMS, REFERENCES, SHIPPED, ZooEntry
-from vitprobe.errors import ArgumentError, ExitCode, OutputError, VitprobeError, WeightsError
+from vitprobe.errors import ArgumentError, ExitCode, OutputError, Stopped, VitprobeError, WeightsError
 
 RECORD = "source.json"
-INTERRUPTED = 130
 
 
 def run(aliases: Sequence[str], to: Path | None) -> int:
@@ -27,9 +27,9 @@ def run(aliases: Sequence[str], to: Path | None) -> int:
         except VitprobeError as error:
             typer.echo(f"vitprobe: {alias}: {error}", err=True)
             failed += 1
-        except KeyboardInterrupt:
-            typer.echo(f"vitprobe: {alias}: interrupted; what came is kept, fetch again to go on", err=True)
-            return INTERRUPTED
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            number = signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT
+            raise Stopped(f"{alias}: interrupted; what came is kept, fetch again to go on", number) from interrupt
     if not failed:
         return ExitCode.DONE
     return ExitCode.NOTHING if failed == len(names) else ExitCode.PARTIAL

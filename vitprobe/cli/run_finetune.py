@@ -13,7 +13,7 @@ from vitprobe.cli.finetune_result import read_set, write_set, write_sets
 from vitprobe.cli.run_finetune_set import Work
 from vitprobe.cli.run_folder import new_folder, refuse_used, same_images, stored_options
 from vitprobe.cli.session import alone, slug, unique
-from vitprobe.errors import ExitCode
+from vitprobe.errors import ExitCode, Stopped
 from vitprobe.inputs.real_labels import read_real
 from vitprobe.inputs.vtab import is_vtab, tasks_in
 from vitprobe.probes.shards import Shards
@@ -22,7 +22,6 @@ from vitprobe.training.dry import plan
 from vitprobe.training.engine import Engine
 from vitprobe.training.finetune import FinetuneConfig, Job, Sizes, open_job, resolve_finetune, with_size
 from vitprobe.training.groups import parameter_groups
-from vitprobe.training.loop import Stopped
 
 COMMAND = "finetune"
 FLAGS = ("control", "frozen")

@@ -15,7 +15,7 @@ from vitprobe.cli import echo_reproduce, parse
 from vitprobe.cli.reproduce_result import load_item, save_item, save_whole
 from vitprobe.cli.reproduce_work import Options, Work
 from vitprobe.cli.session import alone, slug
-from vitprobe.errors import ArgumentError, ExitCode, InputError
+from vitprobe.errors import ArgumentError, ExitCode, InputError, Stopped
 from vitprobe.inputs.truths import layout_help
 from vitprobe.probes.outliers import OutlierRule
 from vitprobe.reproduction.base import fill
@@ -111,7 +111,6 @@ def _trained(options: Options, items: Sequence[str], whole: Path) -> Path | None
     if options.run is not None or not wanted:
         return options.run
     from vitprobe.cli.run_train import run as train
-    from vitprobe.training.loop import Stopped
 
     numbers = sorted({number for name in wanted for number in SMALL_SWEEP[name]})
     asked = SMALL | {"num_reg": numbers, "control": True, "data": ["scenes"], "seed": options.seed}

@@ -9,14 +9,14 @@ from vitprobe.cli import echo, parse, parse_train
 from vitprobe.cli.run_folder import new_folder, refuse_used, same_images, stored_options
 from vitprobe.cli.run_train_compare import finish, look, trained_spec
 from vitprobe.cli.train_progress import plans, training
-from vitprobe.errors import ArgumentError, ExitCode, VitprobeError
+from vitprobe.errors import ArgumentError, ExitCode, Stopped, VitprobeError
 from vitprobe.probes.shards import Shards
 from vitprobe.training.build import build, sizes
 from vitprobe.training.config import TrainConfig
 from vitprobe.training.data import Data, open_data
 from vitprobe.training.engine import Engine
 from vitprobe.training.groups import parameter_groups
-from vitprobe.training.loop import Stopped, train
+from vitprobe.training.loop import train
 from vitprobe.training.metrics import writer
 from vitprobe.training.recipes import refuse_unread, resolve, with_steps
 from vitprobe.training.variants import variants

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vitprobe.errors import InputError, VitprobeError, WeightsError
+from vitprobe.errors import InputError, Stopped, VitprobeError, WeightsError
 from vitprobe.probes.shards import Shards
 from vitprobe.training import checkpoint
 from vitprobe.training.build import Built
@@ -21,16 +21,6 @@ from vitprobe.training.evaluation import Evaluation, evaluate
 from vitprobe.training.metrics import Metrics
 from vitprobe.training.save import save_variant
 from vitprobe.training.step import Stepper
-
-
-class Stopped(VitprobeError):
-    """The run was asked to stop, and its checkpoint is written."""
-
-    def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
-        self.number = number
-        """The signal that asked for it."""
-        self.exit_code = 128 + number  # as shells have it
 
 
 class Diverged(VitprobeError):
